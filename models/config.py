@@ -1,0 +1,50 @@
+"""Configuration of a set of networks; saved in every checkpoint's manifest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from models.rates import FRAME_MS, MEL_PER_FRAME
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes of one family of networks. Defaults are the `live` configuration.
+
+    `right_frames` is r of METHOD.md section 1: the audio window of video frame f is mel
+    frames [4f - left_mel, 4f + 4 + 4r), so a frame can be drawn `lookahead_ms` after its
+    start and never earlier. `left_mel` past mel frames cost no latency.
+    """
+
+    name: str = "live"
+    image_size: int = 256
+    face_size: int = 128
+    left_mel: int = 20
+    right_frames: int = 1
+    expression_window: int = 13
+    landmarks: int = 152
+    flow_size: int = 64
+
+    @property
+    def mel_window(self) -> int:
+        """Mel frames that the audio encoder sees for one video frame."""
+        return self.left_mel + MEL_PER_FRAME * (1 + self.right_frames)
+
+    @property
+    def lookahead_ms(self) -> int:
+        """Algorithmic latency: from the start of a frame until its audio window is full."""
+        return FRAME_MS * (1 + self.right_frames)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for a manifest."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_json`; an unknown key is an error, a missing one takes its default."""
+        known = {f.name for f in fields(ModelConfig)}
+        unknown = set(data) - known
+        if unknown:
+            raise ValueError(f"unknown model configuration keys: {sorted(unknown)}")
+        return ModelConfig(**data)

@@ -1,0 +1,305 @@
+"""E_app and the warping generator of the `live` configuration (DESIGN.md).
+
+Once per portrait, E_app turns the source picture into feature maps. Per frame the
+generator
+
+1. moves the portrait's own landmarks with the face model (geometry knows exactly where
+   lips, lids, irises and the head go),
+2. spreads their displacement to a dense backward flow with a learned soft nearest-landmark
+   kernel, first order in the head's rotation,
+3. lets a small modulated network correct that flow, and
+4. decodes what no warp can show (mouth interior, lids, what comes into view) as RGB with a
+   blend mask.
+
+`out = mask * warp(source, flow) + (1 - mask) * rgb`, composited at any output size by
+`models.composite`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.codes import CODE_DIM, DIMS, FACTOR_SLICES
+from models.config import ModelConfig
+from models.face import BASIS_DIM, CANONICAL_ORIGIN, GROUPS, LANDMARKS, FaceModel
+from models.networks.blocks import ConvBlock, ModulatedConv, ModulatedRes, ResBlock
+
+STYLE = 128
+C64, C32 = 48, 96
+GEOMETRY_MAPS = 12
+_RIM = 24
+_CROWN = 20
+
+
+class AppearanceEncoder(nn.Module):
+    """(B, 3, 256, 256) RGB in [-1, 1] -> f64 (B, 48, 64, 64), f32 (B, 96, 32, 32), id (B, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to64 = nn.Sequential(ConvBlock(3, 16, 2), ConvBlock(16, C64, 2), ResBlock(C64))
+        self.to32 = nn.Sequential(ConvBlock(C64, C32, 2), ResBlock(C32), ResBlock(C32))
+        self.identity = nn.Linear(C32, 64)
+
+    def forward(self, source_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode a batch of portraits."""
+        f64 = self.to64(source_BCHW)
+        f32 = self.to32(f64)
+        return f64, f32, self.identity(f32.mean((2, 3)))
+
+
+def rotation(pose_B6: Tensor) -> Tensor:
+    """(B, 6) pose -> (B, 3, 3); same convention as `models.face.rotation`."""
+    yaw, pitch, roll = pose_B6[:, 0], pose_B6[:, 1], pose_B6[:, 2]
+    cy, sy, cp, sp = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin()
+    cr, sr = roll.cos(), roll.sin()
+    rows = [
+        cy * cr - sy * sp * sr, -cy * sr - sy * sp * cr, sy * cp,
+        cp * sr, cp * cr, sp,
+        -sy * cr - cy * sp * sr, sy * sr - cy * sp * cr, cy * cp,
+    ]  # fmt: skip
+    return torch.stack(rows, 1).view(-1, 3, 3)
+
+
+class Geometry(nn.Module):
+    """Face model in torch: where each control point is in source and driving frame.
+
+    Control points are the 152 landmarks, 20 points of hair and skull that move rigidly
+    with the head, and 24 points of the frame's rim that never move.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    crown: Tensor
+    rim: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(LANDMARKS, 3))
+        self.register_buffer("basis", torch.zeros(BASIS_DIM, LANDMARKS, 3))
+        self.register_buffer("crown", torch.zeros(_CROWN, 3))
+        self.register_buffer("rim", _rim_points())
+        self.register_buffer("origin", torch.from_numpy(CANONICAL_ORIGIN.copy()))
+
+    def load_face_model(self, model: FaceModel) -> None:
+        """Copy mean and basis; the crown is the upper face oval, grown and pushed back."""
+        self.mean.copy_(torch.from_numpy(model.mean))
+        self.basis.copy_(torch.from_numpy(model.basis))
+        oval = self.mean[GROUPS["oval"]]
+        upper = torch.cat([oval[-10:], oval[:10]])
+        centre = oval.mean(0)
+        grown = centre + (upper - centre) * torch.tensor([1.35, 1.32, 1.0])
+        grown[:, 2] -= 0.16
+        self.crown.copy_(grown)
+
+    def forward(self, shape_BK3: Tensor, code_BD: Tensor) -> Tensor:
+        """Neutral shape (B, 152, 3) moved by codes (B, 58) -> control points (B, 196, 2)."""
+        weights = torch.cat([code_BD[:, : DIMS["lip"]], code_BD[:, FACTOR_SLICES["eye"].start :]], 1)
+        moved = shape_BK3 + torch.einsum("br,rkc->bkc", weights, self.basis)
+        size = len(shape_BK3)
+        moved = torch.cat([moved, self.crown.expand(size, -1, -1)], 1)
+        pose = code_BD[:, FACTOR_SLICES["pose"]]
+        turned = torch.matmul(moved, rotation(pose)[:, :2].transpose(1, 2))
+        turned = turned * pose[:, 5:6].exp()[:, None] * torch.tensor([1.0, -1.0])
+        points = turned + self.origin + pose[:, None, 3:5]
+        return torch.cat([points, self.rim.expand(size, -1, -1)], 1)
+
+
+def _rim_points() -> Tensor:
+    side = torch.linspace(0, 1, _RIM // 4 + 1)[:-1]
+    zero, one = torch.zeros_like(side), torch.ones_like(side)
+    return torch.cat(
+        [torch.stack(p, 1) for p in ((side, zero), (one, side), (1 - side, one), (zero, 1 - side))]
+    )
+
+
+def _group_index() -> Tensor:
+    """Group of every control point, for the geometry maps."""
+    index = torch.full((LANDMARKS + _CROWN + _RIM,), 9)
+    order = ["oval", "brow_left", "brow_right", "eye_left", "eye_right", "iris_left",
+             "iris_right", "nose", "lips_outer", "lips_inner"]  # fmt: skip
+    merged = [0, 1, 1, 2, 3, 2, 3, 4, 5, 6]
+    for name, group in zip(order, merged, strict=True):
+        index[GROUPS[name]] = group
+    index[LANDMARKS : LANDMARKS + _CROWN] = 7
+    index[LANDMARKS + _CROWN :] = 8
+    return index
+
+
+class KernelFlow(nn.Module):
+    """Dense backward flow from control points: a softmax over squared distances.
+
+    For an output position p, flow(p) = sum_k w_k(p) (s_k + A_k (p - d_k)), with s and d the
+    control points in source and driving frame, A the plane part of the head's turn for
+    points of the head and the identity for the rim. Widths and strengths are learned.
+    """
+
+    grid: Tensor
+    one_hot: Tensor
+    on_head: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        count = LANDMARKS + _CROWN + _RIM
+        width = torch.full((count,), 0.022)
+        width[GROUPS["oval"]] = 0.045
+        width[LANDMARKS:] = 0.07
+        self.log_precision = nn.Parameter(-2 * width.log() - 0.6931)
+        self.strength = nn.Parameter(torch.zeros(count))
+        axis = (torch.arange(size) + 0.5) / size
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        self.register_buffer("grid", torch.stack([x, y], -1).view(-1, 2))
+        self.register_buffer("one_hot", F.one_hot(_group_index(), 10)[:, :9].float())
+        self.register_buffer("on_head", (_group_index() != 8).float())
+
+    def forward(
+        self, source_BK2: Tensor, driving_BK2: Tensor, turn_B22: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """-> flow (B, 2, S, S) in crop units and group maps (B, 9, S, S)."""
+        grid = self.grid
+        precision = self.log_precision.exp()
+        # |p - d|^2 expanded so that it is one matrix product.
+        squared = (
+            (grid * grid).sum(1)[None, :, None]
+            - 2 * torch.matmul(grid, driving_BK2.transpose(1, 2))
+            + (driving_BK2 * driving_BK2).sum(2)[:, None, :]
+        )
+        weights = torch.softmax(self.strength - squared * precision, dim=2)
+        head = self.on_head[None, :, None]
+        turned = torch.matmul(driving_BK2, turn_B22.transpose(1, 2))
+        constant = source_BK2 - head * turned - (1 - head) * driving_BK2
+        spread = torch.matmul(weights, constant)
+        share = torch.matmul(weights, self.on_head)[:, :, None]
+        grid_turned = torch.matmul(grid, turn_B22.transpose(1, 2))
+        flow = spread + share * grid_turned + (1 - share) * grid
+        maps = torch.matmul(weights, self.one_hot)
+        size = self.size
+        return (
+            flow.transpose(1, 2).reshape(-1, 2, size, size),
+            maps.transpose(1, 2).reshape(-1, 9, size, size),
+        )
+
+
+def warp(x_BCHW: Tensor, flow_B2HW: Tensor) -> Tensor:
+    """Sample `x` at backward flow positions in [0, 1] (any flow size), border replicated."""
+    grid = flow_B2HW.permute(0, 2, 3, 1) * 2 - 1
+    return F.grid_sample(x_BCHW, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def resize(x_BCHW: Tensor, size: int) -> Tensor:
+    """Bilinear resize, half-pixel centres (what OpenCV's INTER_LINEAR does)."""
+    return F.interpolate(x_BCHW, (size, size), mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Between flow and decoder: flow and its geometric start (B, 2, S, S), features x
+    (B, 32, S, S), hints (B, 12, S, S), style (B, 128)."""
+
+    flow: Tensor
+    coarse: Tensor
+    x: Tensor
+    hints: Tensor
+    style: Tensor
+
+    def window(self, left: int, top: int, size: int) -> Motion:
+        """The same for a square part of the frame."""
+        rows, columns = slice(top, top + size), slice(left, left + size)
+        return Motion(
+            self.flow[:, :, rows, columns], self.coarse[:, :, rows, columns],
+            self.x[:, :, rows, columns], self.hints[:, :, rows, columns], self.style,
+        )  # fmt: skip
+
+
+class Generator(nn.Module):
+    """One frame of a portrait: feature maps, its shape and two codes -> flow, mask, RGB."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = Geometry()
+        self.kernel = KernelFlow(config.flow_size)
+        self.style = nn.Sequential(
+            nn.Linear(2 * CODE_DIM + 64, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE),
+            nn.LeakyReLU(0.2),
+        )  # fmt: skip
+        self.flow_in = ModulatedConv(C32 + GEOMETRY_MAPS, 64, STYLE)
+        self.flow_res = ModulatedRes(64, STYLE)
+        self.flow_up = ModulatedConv(64 + GEOMETRY_MAPS, 32, STYLE)
+        self.flow_out = nn.Conv2d(32, 2, 3, 1, 1)
+        nn.init.zeros_(self.flow_out.weight)
+        nn.init.zeros_(self.flow_out.bias)
+        self.decode_in = ModulatedConv(C64 + 32 + GEOMETRY_MAPS, 64, STYLE)
+        self.decode_res = ModulatedRes(64, STYLE)
+        self.to128 = nn.Conv2d(64, 32 * 4, 3, 1, 1)
+        self.at128 = ModulatedConv(32 + 3, 32, STYLE)
+        self.to256 = nn.Conv2d(32, 4 * 4, 3, 1, 1)
+
+    def forward(
+        self,
+        rgb128: Tensor,
+        f64: Tensor,
+        f32: Tensor,
+        identity: Tensor,
+        shape: Tensor,
+        source_code: Tensor,
+        driving_code: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-> flow (B, 2, 64, 64) in [0, 1], mask (B, 1, 256, 256), rgb (B, 3, 256, 256) in [0, 1].
+
+        rgb128 (B, 3, 128, 128) is the source in [-1, 1]; f64, f32, identity come from
+        `AppearanceEncoder`; shape (B, 152, 3); codes (B, 58).
+        """
+        motion = self.motion(f32, identity, shape, source_code, driving_code)
+        mask, rgb = self.decode(rgb128, f64, motion)
+        return motion.flow, mask, rgb
+
+    def motion(
+        self, f32: Tensor, identity: Tensor, shape: Tensor, source_code: Tensor, driving_code: Tensor
+    ) -> Motion:
+        """Flow at 64 x 64 and everything the decoder needs besides the pixels."""
+        source = self.geometry(shape, source_code)
+        driving = self.geometry(shape, driving_code)
+        coarse, maps = self.kernel(source, driving, _plane_turn(source_code, driving_code))
+        size = self.config.flow_size
+        shift = coarse - self.kernel.grid.t().reshape(1, 2, size, size)
+        hints = torch.cat([maps, shift * 8, shift.abs().sum(1, keepdim=True) * 8], 1)
+        style = self.style(torch.cat([source_code, driving_code, identity], 1))
+        hints32 = F.avg_pool2d(hints, 2)
+        x = self.flow_in(torch.cat([warp(f32, F.avg_pool2d(coarse, 2)), hints32], 1), style)
+        x = resize(self.flow_res(x, style), size)
+        x = self.flow_up(torch.cat([x, hints], 1), style)
+        return Motion(coarse + self.flow_out(x) * 0.05, coarse, x, hints, style)
+
+    def decode(self, rgb128: Tensor, f64: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
+        """Mask and RGB at four times the size of `motion.flow`, which may be a window of it."""
+        flow, style = motion.flow, motion.style
+        y = self.decode_in(torch.cat([warp(f64, flow), motion.x, motion.hints], 1), style)
+        y = F.leaky_relu(F.pixel_shuffle(self.to128(self.decode_res(y, style)), 2), 0.2)
+        fine = resize(flow, 2 * flow.shape[-1])
+        y = self.at128(torch.cat([y, warp(rgb128, fine)], 1), style)
+        y = F.pixel_shuffle(self.to256(y), 2)
+        return torch.sigmoid(y[:, 3:4] + 1.5), torch.sigmoid(y[:, :3])
+
+
+def _plane_turn(source_code: Tensor, driving_code: Tensor) -> Tensor:
+    """(B, 2, 2) that maps image-plane offsets of the driving head to those of the source head."""
+    slot = FACTOR_SLICES["pose"]
+    source, driving = source_code[:, slot], driving_code[:, slot]
+    flip = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    a = rotation(source)[:, :2, :2] * flip
+    b = rotation(driving)[:, :2, :2] * flip
+    determinant = b[:, 0, 0] * b[:, 1, 1] - b[:, 0, 1] * b[:, 1, 0]
+    inverse = torch.stack([b[:, 1, 1], -b[:, 0, 1], -b[:, 1, 0], b[:, 0, 0]], 1).view(-1, 2, 2)
+    scale = (source[:, 5] - driving[:, 5]).exp() / determinant
+    return torch.matmul(a, inverse) * scale[:, None, None]
+
+
+def compose(source_BCHW: Tensor, flow: Tensor, mask: Tensor, rgb: Tensor) -> Tensor:
+    """Composite in torch for training, at the size of `mask`; source in [0, 1]."""
+    warped = warp(source_BCHW, resize(flow, mask.shape[-1]))
+    return mask * warped + (1 - mask) * rgb

@@ -1,0 +1,27 @@
+"""Every clock of the product, as exact integers.
+
+25 fps divides all of them: one video frame is 3600 RTP ticks at 90 kHz, 1920 audio
+samples at 48 kHz, 640 samples at 16 kHz and 4 mel frames of 10 ms.
+"""
+
+FPS = 25
+FRAME_MS = 1000 // FPS
+FRAME_S = 1.0 / FPS
+
+WIRE_RATE_HZ = 48_000
+MODEL_RATE_HZ = 16_000
+VIDEO_CLOCK_HZ = 90_000
+
+FRAME_SAMPLES_48K = WIRE_RATE_HZ // FPS
+FRAME_SAMPLES_16K = MODEL_RATE_HZ // FPS
+FRAME_TICKS_90K = VIDEO_CLOCK_HZ // FPS
+
+MEL_HOP = 160
+MEL_WINDOW = 1280
+MEL_BANDS = 80
+MEL_PER_FRAME = FRAME_SAMPLES_16K // MEL_HOP
+
+assert FRAME_SAMPLES_48K * FPS == WIRE_RATE_HZ
+assert FRAME_SAMPLES_16K * FPS == MODEL_RATE_HZ
+assert FRAME_TICKS_90K * FPS == VIDEO_CLOCK_HZ
+assert MEL_PER_FRAME * MEL_HOP == FRAME_SAMPLES_16K

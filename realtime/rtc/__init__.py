@@ -1,0 +1,22 @@
+"""WebRTC transport: the only place that touches aiortc's and aioice's internals.
+
+`RtcPeer` is the whole interface; the other modules are its parts, one concept each.
+"""
+
+from realtime.rtc.audio_receive import AudioBlock
+from realtime.rtc.bitrate import ceiling_bps
+from realtime.rtc.connection import IceOptions, IceServer
+from realtime.rtc.description import BadDescriptionError
+from realtime.rtc.peer import PeerHandler, PeerOptions, PeerStats, RtcPeer
+
+__all__ = [
+    "AudioBlock",
+    "BadDescriptionError",
+    "IceOptions",
+    "IceServer",
+    "PeerHandler",
+    "PeerOptions",
+    "PeerStats",
+    "RtcPeer",
+    "ceiling_bps",
+]

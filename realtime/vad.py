@@ -1,0 +1,103 @@
+"""Speech gate: closes the mouth in silence and opens it for speech, without chatter.
+
+`webrtcvad` says speech or not for every 10, 20 or 30 ms. Here that answer gets
+hysteresis (it takes several voiced frames to open), a hangover (it takes a while to
+close) and limited slew, all counted in samples, so the result depends on the audio
+alone and not on how it was cut into packets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import webrtcvad
+
+from models.codes import Array
+from models.rates import MODEL_RATE_HZ
+
+#: How many past levels can be asked for: more than a second at 10 ms.
+_HISTORY = 128
+
+
+class SpeechGate:
+    """Streaming gate on 16 kHz mono; belongs to one thread.
+
+    Times are in samples at 16 kHz. webrtcvad itself needs 60-90 ms to notice an end, so
+    the gate closes about 150 ms after the last sound and the gain is 0 `release_samples`
+    later; a frame's audio window reaches 40-80 ms past the frame's start, which gives
+    most of that back.
+    """
+
+    def __init__(
+        self,
+        *,
+        frame_ms: Literal[10, 20, 30] = 10,
+        aggressiveness: int = 2,
+        onset_samples: int = 320,
+        hangover_samples: int = 960,
+        attack_samples: int = 640,
+        release_samples: int = 1920,
+    ) -> None:
+        if frame_ms not in (10, 20, 30):
+            raise ValueError(f"webrtcvad takes 10, 20 or 30 ms, not {frame_ms}")
+        if min(onset_samples, hangover_samples) < 0 or min(attack_samples, release_samples) < 1:
+            raise ValueError("gate times must be positive")
+        self._aggressiveness = aggressiveness
+        self._step = MODEL_RATE_HZ * frame_ms // 1000
+        self._onset, self._hangover = onset_samples, hangover_samples
+        self._attack, self._release = attack_samples, release_samples
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to silence at sample 0."""
+        self._vad = webrtcvad.Vad(self._aggressiveness)
+        self._rest = np.empty(0, np.int16)
+        self._done = 0
+        self._open = False
+        self._voiced = 0
+        self._unvoiced = 0
+        self._level = 0.0
+        self._levels = np.zeros(_HISTORY, np.float64)
+
+    @property
+    def samples(self) -> int:
+        """Samples whose decision is made."""
+        return self._done * self._step
+
+    def push(self, samples: Array) -> None:
+        """Take (n,) float32 in [-1, 1]."""
+        fresh = (np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16)
+        signal = np.concatenate([self._rest, fresh])
+        count = len(signal) // self._step
+        for i in range(count):
+            self._decide(signal[i * self._step : (i + 1) * self._step])
+        self._rest = signal[count * self._step :]
+
+    def gain_at(self, sample: int) -> float:
+        """Speech gain 0..1 once all audio before `sample` has been heard; 0 before any.
+
+        Raises ValueError for a sample that was not pushed yet or is forgotten (over a
+        second old).
+        """
+        index = sample // self._step
+        if index > self._done or index < self._done - _HISTORY + 1:
+            raise ValueError(f"no speech level at sample {sample}: {self.samples} are known")
+        if index <= 0:
+            return 0.0
+        level = float(self._levels[(index - 1) % _HISTORY])
+        return level * level * (3.0 - 2.0 * level)
+
+    def _decide(self, frame: np.ndarray[tuple[int], np.dtype[np.int16]]) -> None:
+        if self._vad.is_speech(frame.tobytes(), MODEL_RATE_HZ):
+            self._voiced += self._step
+            self._unvoiced = 0
+            self._open = self._open or self._voiced >= self._onset
+        else:
+            self._voiced = 0
+            self._unvoiced += self._step
+            self._open = self._open and self._unvoiced <= self._hangover
+        slew = self._step / self._attack if self._open else -self._step / self._release
+        self._level = min(1.0, max(0.0, self._level + slew))
+        self._levels[self._done % _HISTORY] = self._level
+        self._done += 1

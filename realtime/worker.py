@@ -1,0 +1,529 @@
+"""The one render worker: a thread that owns the engine and serves all sessions fairly.
+
+Sessions put jobs into their own `Mailbox`; results come back through the session's sink,
+called in the worker's thread (the owner hops to its loop with `call_soon_threadsafe`).
+
+* A mailbox holds two frames. A third one displaces the oldest, and a frame older than
+  `LATE_NS` gives way to a newer one: drawing what is already late would only delay what
+  comes next. Such a frame is *held* (the viewer keeps the last picture); its lip code is
+  still computed.
+* Sessions take turns, one frame each.
+* A webcam picture is read when no frame waits, at most 25 times a second; when frames
+  come late, 12 times, but then in turn with the frames, so that a busy machine still
+  follows the person. Only the latest picture of a session is kept.
+* Other work that needs the engine (`call`, e.g. preparing a portrait) comes last, but
+  waits no longer than `CALL_PATIENCE_NS`.
+
+An exception in one session's job is told to that session and harms nobody else. Nothing
+of one session is kept where another can see it: a job carries all it needs, the face
+tracker lives in the mailbox.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.codes import Array
+from models.runtime.engine import Appearance, Drawing, Engine, EngineError, MotionReading
+from realtime.router import Snapshot
+
+Pixels = NDArray[np.uint8]
+Compose = Callable[[Drawing, Pixels, int], Pixels]
+Clock = Callable[[], int]
+Spans = Mapping[str, int]
+T = TypeVar("T")
+
+MAILBOX_DEPTH = 2
+#: Frames whose drawing is skipped but whose lip code is still owed.
+SKIPPED_DEPTH = 4
+CALL_DEPTH = 8
+LATE_NS = 60_000_000
+TRACK_NS = 40_000_000
+TRACK_BEHIND_NS = 83_000_000
+BEHIND_NS = 1_000_000_000
+CALL_PATIENCE_NS = 250_000_000
+
+
+class WorkerBusyError(RuntimeError):
+    """Too much other work waits for the engine; try again later."""
+
+
+class Drawable(Protocol):
+    """The part of `models.portrait.Portrait` that drawing needs."""
+
+    @property
+    def image_HWC(self) -> Pixels:
+        """(N, N, 3) uint8 RGB canonical crop."""
+
+    @property
+    def appearance(self) -> Appearance:
+        """What the generator needs of the portrait."""
+
+
+class Tracker(Protocol):
+    """`models.tracking.FaceTracker`: stateful, one per webcam."""
+
+    def update(self, frame_HWC: Pixels) -> MotionReading | None:
+        """(H, W, 3) uint8 RGB -> motion, None when no face is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderJob:
+    """Everything that one video frame needs; immutable."""
+
+    frame_index: int
+    ready_ns: int
+    """When its audio window was full, on the worker's clock."""
+    mel_TM: Array
+    """(config.mel_window, 80) float32."""
+    snapshot: Snapshot
+    portrait: Drawable
+    size: int
+    """Side of the picture in pixels; even."""
+
+
+@dataclass(frozen=True, slots=True)
+class MotionJob:
+    """One webcam picture to read."""
+
+    frame: Pixels | av.VideoFrame
+    """(H, W, 3) uint8 RGB, or a decoded frame that is converted in the worker."""
+    capture_48k: int
+    """When it was taken, in 48 kHz samples of the session clock."""
+    arrived_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedFrame:
+    """A drawn frame. Spans in nanoseconds: queue, audio, draw, compose, convert."""
+
+    frame_index: int
+    i420: Pixels
+    """(N * 3 / 2, N) uint8, BT.601 limited range; the receiver's to keep."""
+    spans: Spans
+    lip: Array
+    """(16,) lip code of the frame's audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFrame:
+    """A frame that was not drawn: the viewer keeps the last one."""
+
+    frame_index: int
+    reason: Literal["late", "failed"]
+    spans: Spans
+    lip: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class MotionResult:
+    """What a webcam picture said; `reading` is None without a face. Spans: track_queue, motion."""
+
+    reading: MotionReading | None
+    capture_48k: int
+    spans: Spans
+
+
+class Sink(Protocol):
+    """Receives the results of one session, in the worker's thread; must return at once."""
+
+    def on_frame(self, frame: RenderedFrame) -> None:
+        """A frame is drawn; frame indices ascend over `on_frame` and `on_held` together."""
+
+    def on_held(self, frame: HeldFrame) -> None:
+        """A frame is not drawn."""
+
+    def on_motion(self, result: MotionResult) -> None:
+        """A webcam picture is read."""
+
+    def on_error(self, error: Exception) -> None:
+        """A job of this session failed (its frame, if any, is held)."""
+
+
+@dataclass(slots=True)
+class MailboxStats:
+    """Counters of one session; written under the worker's lock or in its thread."""
+
+    submitted: int = 0
+    drawn: int = 0
+    late: int = 0
+    failed: int = 0
+    lips_dropped: int = 0
+    webcam_submitted: int = 0
+    webcam_replaced: int = 0
+    webcam_read: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Box:
+    """State of one session inside the worker, guarded by the worker's lock."""
+
+    sink: Sink
+    stats: MailboxStats = field(default_factory=MailboxStats)
+    jobs: deque[RenderJob] = field(default_factory=deque)
+    skipped: deque[RenderJob] = field(default_factory=deque)
+    webcam: MotionJob | None = None
+    tracker: Tracker | None = None
+    track_from_ns: int = 0
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class _Call:
+    run: Callable[[Engine], Any]
+    future: Future[Any]
+    since_ns: int
+
+
+class Mailbox:
+    """A session's end of the worker; made by `RenderWorker.open`. Thread-safe."""
+
+    def __init__(self, worker: RenderWorker, box: _Box) -> None:
+        self._worker = worker
+        self._box = box
+
+    @property
+    def stats(self) -> MailboxStats:
+        """Counters since the start (live)."""
+        return self._box.stats
+
+    def submit(self, job: RenderJob) -> None:
+        """Put one frame in; never blocks. Frame indices must ascend."""
+        self._worker.put(self._box, job)
+
+    def submit_webcam(self, job: MotionJob) -> None:
+        """Put the latest webcam picture in; replaces one that still waits."""
+        self._worker.put_webcam(self._box, job)
+
+    def close(self) -> None:
+        """Forget all jobs. A callback that is under way may still end after this returns."""
+        self._worker.remove(self._box)
+
+
+def draw_job(
+    engine: Engine, job: RenderJob, compose: Compose, clock: Clock
+) -> tuple[Pixels, Array, dict[str, int]]:
+    """Audio, draw, compose: (N, N, 3) uint8 RGB, the lip code (16,) and spans in ns.
+
+    The whole way of one frame through the networks, shared by live sessions and files.
+    """
+    t0 = clock()
+    lip = engine.audio(job.mel_TM)
+    t1 = clock()
+    drawing = engine.draw(job.portrait.appearance, job.snapshot.resolve(lip))
+    t2 = clock()
+    rgb = compose(drawing, job.portrait.image_HWC, job.size)
+    t3 = clock()
+    return rgb, lip, {"audio": t1 - t0, "draw": t2 - t1, "compose": t3 - t2}
+
+
+def to_i420(rgb_HWC: Pixels) -> Pixels:
+    """(N, N, 3) uint8 RGB -> (N * 3 / 2, N) uint8 I420, a fresh array."""
+    return np.asarray(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2YUV_I420), np.uint8)
+
+
+class RenderWorker:
+    """See the module's docstring. `start` runs it in its own thread.
+
+    `engine_factory` is called in the worker's thread. Tests drive it without a thread:
+    `load`, then `step` as long as it returns True, on one thread.
+    """
+
+    def __init__(
+        self,
+        engine_factory: Callable[[], Engine],
+        *,
+        compose: Compose,
+        make_tracker: Callable[[Engine], Tracker],
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self._engine_factory = engine_factory
+        self._compose = compose
+        self._make_tracker = make_tracker
+        self._clock = clock
+        self._engine: Engine | None = None
+        self._ready: Future[Engine] = Future()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._boxes: deque[_Box] = deque()
+        self._calls: deque[_Call] = deque()
+        self._behind_until_ns = 0
+        self._webcam_had_turn = False
+
+    # --- life -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread, which loads the engine; see `wait_ready`."""
+        if self._thread is not None:
+            raise RuntimeError("the render worker runs already")
+        self._thread = threading.Thread(target=self._run, name="render", daemon=True)
+        self._thread.start()
+
+    def wait_ready(self, timeout_s: float | None = None) -> Engine:
+        """Block until the engine is loaded and return it, for its name and configuration only.
+
+        Raises EngineError (or what the factory raised), TimeoutError.
+        """
+        return self._ready.result(timeout_s)
+
+    def load(self) -> None:
+        """Create the engine in the calling thread, which becomes the worker's. Raises EngineError."""
+        try:
+            self._engine = self._engine_factory()
+        except BaseException as error:
+            self._ready.set_exception(error)
+            raise
+        self._ready.set_result(self._engine)
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End the thread after the work in hand; waiting calls are cancelled. Idempotent."""
+        with self._wake:
+            self._stopping = True
+            for call in self._calls:
+                call.future.cancel()
+            self._calls.clear()
+            self._wake.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    @property
+    def behind(self) -> bool:
+        """Whether a frame came late during the last second."""
+        return self._clock() < self._behind_until_ns
+
+    # --- any thread -------------------------------------------------------------------
+
+    def open(self, sink: Sink) -> Mailbox:
+        """Add a session."""
+        box = _Box(sink)
+        with self._wake:
+            self._boxes.append(box)
+        return Mailbox(self, box)
+
+    def call(self, run: Callable[[Engine], T]) -> Future[T]:
+        """Run `run(engine)` in the worker's thread when it has time.
+
+        It blocks all frames while it runs: keep it short, or cut it. Raises
+        WorkerBusyError when too many calls wait, EngineError when the worker is not running.
+        """
+        future: Future[T] = Future()
+        with self._wake:
+            if self._stopping:
+                raise EngineError("The render worker has stopped.")
+            if len(self._calls) >= CALL_DEPTH:
+                raise WorkerBusyError("The server is busy preparing other portraits.")
+            self._calls.append(_Call(run, future, self._clock()))
+            self._wake.notify()
+        return future
+
+    def put(self, box: _Box, job: RenderJob) -> None:
+        """Serve `Mailbox.submit`."""
+        with self._wake:
+            if box.closed:
+                return
+            box.stats.submitted += 1
+            if len(box.jobs) >= MAILBOX_DEPTH:
+                self._skip(box, box.jobs.popleft())
+            box.jobs.append(job)
+            self._wake.notify()
+
+    def put_webcam(self, box: _Box, job: MotionJob) -> None:
+        """Serve `Mailbox.submit_webcam`."""
+        with self._wake:
+            if box.closed:
+                return
+            box.stats.webcam_submitted += 1
+            box.stats.webcam_replaced += box.webcam is not None
+            box.webcam = job
+            self._wake.notify()
+
+    def remove(self, box: _Box) -> None:
+        """Serve `Mailbox.close`."""
+        with self._wake:
+            box.closed = True
+            box.jobs.clear()
+            box.skipped.clear()
+            box.webcam = None
+            if box in self._boxes:
+                self._boxes.remove(box)
+
+    # --- choosing, under the lock -----------------------------------------------------
+
+    def _skip(self, box: _Box, job: RenderJob) -> None:
+        box.stats.late += 1
+        self._behind_until_ns = self._clock() + BEHIND_NS
+        if len(box.skipped) >= SKIPPED_DEPTH:
+            box.skipped.popleft()
+            box.stats.lips_dropped += 1
+        box.skipped.append(job)
+
+    def _pick(self) -> Callable[[], None] | None:
+        """Return the next unit of work, None when nothing may run now."""
+        now = self._clock()
+        frame_waits = any(box.jobs for box in self._boxes)
+        webcam = self._pick_webcam(now, frame_waits)
+        if webcam is not None:
+            return webcam
+        if self._calls and (not frame_waits or now - self._calls[0].since_ns > CALL_PATIENCE_NS):
+            call = self._calls.popleft()
+            return lambda: self._run_call(call)
+        for _ in range(len(self._boxes)):
+            box = self._boxes[0]
+            self._boxes.rotate(-1)
+            if box.jobs:
+                self._webcam_had_turn = False
+                return self._pick_frame(box, now)
+        return None
+
+    def _pick_frame(self, box: _Box, now: int) -> Callable[[], None]:
+        job = box.jobs.popleft()
+        while box.jobs and now - job.ready_ns > LATE_NS:
+            self._skip(box, job)
+            job = box.jobs.popleft()
+        skipped = list(box.skipped)
+        box.skipped.clear()
+        return lambda: self._run_frame(box, skipped, job)
+
+    def _pick_webcam(self, now: int, frame_waits: bool) -> Callable[[], None] | None:
+        behind = now < self._behind_until_ns
+        interval = TRACK_BEHIND_NS if behind else TRACK_NS
+        due = [b for b in self._boxes if b.webcam is not None and now >= b.track_from_ns + interval]
+        if not due:
+            return None
+        box = min(due, key=lambda b: b.track_from_ns)
+        # While frames wait, a picture gets a turn only when it is long overdue, and
+        # never two in a row.
+        overdue = now >= box.track_from_ns + TRACK_BEHIND_NS and not self._webcam_had_turn
+        if frame_waits and not overdue:
+            return None
+        job = box.webcam
+        assert job is not None
+        box.webcam, box.track_from_ns = None, now
+        self._webcam_had_turn = True
+        return lambda: self._run_webcam(box, job)
+
+    def _wait_s(self) -> float | None:
+        """How long nothing can be due unless something new comes; None: for ever."""
+        waiting = [box.track_from_ns for box in self._boxes if box.webcam is not None]
+        if not waiting:
+            return None
+        now = self._clock()
+        interval = TRACK_BEHIND_NS if now < self._behind_until_ns else TRACK_NS
+        return max(0.0, min(waiting) + interval - now) / 1e9
+
+    # --- the worker's thread ----------------------------------------------------------
+
+    def step(self) -> bool:
+        """Do one unit of work; False when there is none now."""
+        with self._wake:
+            unit = self._pick()
+        if unit is None:
+            return False
+        unit()
+        return True
+
+    def _run(self) -> None:
+        try:
+            self.load()
+        except Exception as error:
+            self.stop()
+            # Nobody but those who wait for the engine can do anything about it.
+            del error
+            return
+        while True:
+            with self._wake:
+                unit = None
+                while not self._stopping and (unit := self._pick()) is None:
+                    self._wake.wait(self._wait_s())
+                if self._stopping:
+                    return
+            assert unit is not None
+            unit()
+
+    def _loaded(self) -> Engine:
+        if self._engine is None:
+            raise EngineError("The engine is not loaded.")
+        return self._engine
+
+    def _run_frame(self, box: _Box, skipped: list[RenderJob], job: RenderJob) -> None:
+        for late in skipped:
+            self._run_skipped(box, late)
+        start = self._clock()
+        try:
+            rgb, lip, spans = draw_job(self._loaded(), job, self._compose, self._clock)
+            before = self._clock()
+            i420 = to_i420(rgb)
+            spans |= {"queue": start - job.ready_ns, "convert": self._clock() - before}
+        except Exception as error:
+            box.stats.failed += 1
+            held = HeldFrame(job.frame_index, "failed", {"queue": start - job.ready_ns}, None)
+            self._tell(box, lambda: box.sink.on_held(held))
+            self._tell(box, lambda: box.sink.on_error(error))
+            return
+        box.stats.drawn += 1
+        frame = RenderedFrame(job.frame_index, i420, spans, lip)
+        self._tell(box, lambda: box.sink.on_frame(frame))
+
+    def _run_skipped(self, box: _Box, job: RenderJob) -> None:
+        start = self._clock()
+        lip: Array | None = None
+        try:
+            lip = self._loaded().audio(job.mel_TM)
+        except Exception as error:
+            failure = error
+            self._tell(box, lambda: box.sink.on_error(failure))
+        spans = {"queue": start - job.ready_ns, "audio": self._clock() - start}
+        held = HeldFrame(job.frame_index, "late", spans, lip)
+        self._tell(box, lambda: box.sink.on_held(held))
+
+    def _run_webcam(self, box: _Box, job: MotionJob) -> None:
+        start = self._clock()
+        try:
+            frame = job.frame
+            if isinstance(frame, av.VideoFrame):
+                frame = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+            if box.tracker is None:
+                box.tracker = self._make_tracker(self._loaded())
+            reading = box.tracker.update(frame)
+        except Exception as error:
+            # A tracker that failed half-way is not to be trusted with the next picture.
+            box.tracker = None
+            failure = error
+            self._tell(box, lambda: box.sink.on_error(failure))
+            return
+        box.stats.webcam_read += 1
+        spans = {"track_queue": start - job.arrived_ns, "motion": self._clock() - start}
+        result = MotionResult(reading, job.capture_48k, spans)
+        self._tell(box, lambda: box.sink.on_motion(result))
+
+    def _run_call(self, call: _Call) -> None:
+        if not call.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = call.run(self._loaded())
+        except Exception as error:
+            call.future.set_exception(error)
+        else:
+            call.future.set_result(result)
+
+    def _tell(self, box: _Box, deliver: Callable[[], None]) -> None:
+        """Deliver to one session; a sink that raises harms only itself."""
+        if box.closed:
+            return
+        try:
+            deliver()
+        except Exception:
+            # Its loop is gone or its callback is broken: the session ends here.
+            self.remove(box)

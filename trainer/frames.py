@@ -1,0 +1,164 @@
+"""Random access to the frame cache of `trainer.cache`, with label-exact augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.codes import DIMS, EXPRESSION_NAMES, FACTOR_SLICES
+from models.face import CANONICAL_ORIGIN, FaceModel, apply_transform, rotation, warp_crop
+from trainer.cache import SIZE
+from trainer.face_fit import euler
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+_POSE, _EYE, _EXP = FACTOR_SLICES["pose"], FACTOR_SLICES["eye"], FACTOR_SLICES["exp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Row numbers of the cache for training and for measuring, apart by identity."""
+
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+class FrameCache:
+    """Memory-mapped frames and their labels; safe to read from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        with np.load(folder / "labels.npz", allow_pickle=False) as z:
+            self.kind, self.clip, self.person = z["kind"], z["clip"], z["person"]
+            self.frame = z["frame"]
+            self.landmarks: F32 = z["landmarks"]
+            self.code: F32 = z["code"]
+            self.shape: F32 = z["shape"]
+        with np.load(folder / "face_model.npz", allow_pickle=False) as z:
+            self.face = FaceModel(z["mean"], z["basis"])
+            self.landmark_mirror: NDArray[np.int64] = z["landmark_mirror"].astype(np.int64)
+        count = len(self.kind)
+        self.pixels = np.memmap(folder / "frames.u8", np.uint8, "r", shape=(count, SIZE, SIZE, 3))
+        self.lip_mirror = _lip_mirror(self.face, self.landmark_mirror)
+
+    def split(self, seed: int = 7) -> Split:
+        """Hold out 40 synthetic identities, 60 s1 clips, two other speakers and 60 stills."""
+        rng = np.random.default_rng(seed)
+        test = np.zeros(len(self.kind), bool)
+        for kind, field, count in (("synth", self.person, 40), ("still", self.person, 60)):
+            names = np.unique(field[self.kind == kind])
+            test |= np.isin(field, rng.choice(names, count, replace=False))
+        s1 = np.unique(self.clip[(self.kind == "grid") & (self.person == "s1")])
+        test |= np.isin(self.clip, rng.choice(s1, 60, replace=False))
+        others = np.unique(self.person[(self.kind == "grid") & (self.person != "s1")])
+        test |= np.isin(self.person, others[:2])
+        # A still whose identity is rendered in a held-out synthetic clip is held out too.
+        held = {f"stills/{p}.jpg" for p in np.unique(self.person[test & (self.kind == "synth")])}
+        test |= np.isin(self.clip, list(held))
+        return Split(np.flatnonzero(~test), np.flatnonzero(test))
+
+
+def _lip_mirror(face: FaceModel, landmark_mirror: NDArray[np.int64]) -> F32:
+    """Sign of every lip dimension under a horizontal flip (each is symmetric or not)."""
+    basis = face.basis[: DIMS["lip"]]
+    flipped = basis[:, landmark_mirror] * np.array([-1, 1, 1], np.float32)
+    return np.where((flipped * basis).sum((1, 2)) >= 0, 1.0, -1.0).astype(np.float32)
+
+
+_EXP_MIRROR = [
+    EXPRESSION_NAMES.index(n[:-1] + {"L": "R", "R": "L"}[n[-1]]) if n[-2:] in ("_L", "_R") else i
+    for i, n in enumerate(EXPRESSION_NAMES)
+]
+
+
+def mirror_code(code: F32, lip_mirror: F32) -> F32:
+    """Motion code (58,) of the horizontally flipped picture."""
+    out = code.copy()
+    out[: DIMS["lip"]] *= lip_mirror
+    out[_POSE] *= np.array([-1, 1, -1, -1, 1, 1], np.float32)
+    eye = code[_EYE]
+    out[_EYE] = [eye[1], eye[0], -eye[2], eye[3], eye[5], eye[4]]
+    out[_EXP] = code[_EXP][_EXP_MIRROR]
+    return out
+
+
+def move_code(code: F32, transform: F32) -> F32:
+    """Motion code (58,) after a similarity (2, 3) of the crop, in crop units."""
+    out = code.copy()
+    linear = transform[:, :2].astype(np.float64)
+    angle = -np.arctan2(linear[1, 0], linear[0, 0])
+    pose = code[_POSE].astype(np.float64)
+    turned = rotation(np.array([0, 0, angle])) @ rotation(pose)
+    origin = apply_transform(transform, CANONICAL_ORIGIN + code[_POSE][3:5]) - CANONICAL_ORIGIN
+    zoom = pose[5] + 0.5 * np.log(np.linalg.det(linear))
+    out[_POSE] = np.concatenate([euler(turned), origin, [zoom]])
+    return out
+
+
+def random_similarity(
+    rng: np.random.Generator, *, zoom: float, angle: float, shift: float
+) -> F32:
+    """Random similarity (2, 3) about the crop's centre, in crop units; arguments are maxima."""
+    scale = np.exp(rng.uniform(-zoom, zoom))
+    turn = rng.uniform(-angle, angle)
+    linear = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    offset = 0.5 - linear @ [0.5, 0.5] + rng.uniform(-shift, shift, 2)
+    return np.concatenate([linear, offset[:, None]], 1).astype(np.float32)
+
+
+def pixel_transform(transform: F32, size: int) -> F32:
+    """The same similarity in pixels of an image of `size`."""
+    out = transform.copy()
+    out[:, 2] *= size
+    return out
+
+
+def degrade(rng: np.random.Generator, image: U8) -> U8:
+    """Camera-like damage that moves nothing: light, colour, blur, noise, JPEG."""
+    x = image.astype(np.float32)
+    x = (x - 128) * rng.uniform(0.6, 1.3) + 128 + rng.uniform(-35, 35)
+    x *= rng.uniform(0.85, 1.15, 3).astype(np.float32)
+    if rng.random() < 0.25:
+        grey = x.mean(2, keepdims=True)
+        x = grey + (x - grey) * rng.uniform(0, 1)
+    if rng.random() < 0.3:
+        side = np.linspace(-1, 1, x.shape[1], dtype=np.float32)[None, :, None]
+        x += side * rng.uniform(-35, 35)
+    if rng.random() < 0.4:
+        x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.3, 1.6))
+    if rng.random() < 0.5:
+        x += rng.normal(0, rng.uniform(1, 9), x.shape).astype(np.float32)
+    out = np.clip(x, 0, 255).astype(np.uint8)
+    if rng.random() < 0.3:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(25, 90))]
+        out = np.asarray(cv2.imdecode(cv2.imencode(".jpg", out, quality)[1], 1), np.uint8)
+    return out
+
+
+def augmented(
+    cache: FrameCache, row: int, transform: F32, *, flip: bool, out: F32, size: int
+) -> tuple[U8, F32, F32]:
+    """One frame under a crop similarity, cut by `out` (crop units to pixels of `size`).
+
+    Returns pixels (size, size, 3), landmarks (152, 2) in crop units and code (58,).
+    """
+    image: U8 = np.asarray(cache.pixels[row])
+    landmarks, code = cache.landmarks[row], cache.code[row]
+    if flip:
+        image = np.ascontiguousarray(image[:, ::-1])
+        landmarks = landmarks[cache.landmark_mirror].copy()
+        landmarks[:, 0] = 1 - landmarks[:, 0]
+        code = mirror_code(code, cache.lip_mirror)
+    to_unit = np.array([[1 / SIZE, 0, 0], [0, 1 / SIZE, 0]], np.float32)
+    chain = _compose(out, _compose(transform, to_unit))
+    pixels = warp_crop(image, chain, size)
+    return pixels, apply_transform(transform, landmarks), move_code(code, transform)
+
+
+def _compose(a: F32, b: F32) -> F32:
+    """Transform that applies b first."""
+    row = np.array([[0, 0, 1]], np.float32)
+    return (np.concatenate([a, row]) @ np.concatenate([b, row]))[:2].astype(np.float32)

@@ -1,0 +1,272 @@
+"""Train E_app and the warping generator by self-reenactment.
+
+Two frames of one person: one is the portrait, the others drive it. The landmarks
+supervise the flow (what is at a driving landmark must come from the same landmark of the
+source); photometric losses do the rest. One portrait serves several driving frames, and
+the decoder is trained on windows, mostly the face: that makes a CPU step 2.5 times
+cheaper and spends it where pixels must be invented.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.codes import FACTOR_SLICES
+from models.config import ModelConfig
+from models.face import GROUPS
+from models.networks.generator import AppearanceEncoder, Generator, resize, warp
+from trainer.cache import SIZE
+from trainer.frames import FrameCache, augmented, random_similarity
+from trainer.loader import Sample, batches, to_unit
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorRecipe:
+    """Everything that decides the run."""
+
+    sources: int = 4
+    driving: int = 3
+    steps: int = 4000
+    lr: float = 1.2e-3
+    synth_share: float = 0.6
+    window: int = 36
+    face_window_share: float = 0.8
+    code_noise: float = 0.06
+    landmark_weight: float = 40.0
+    residual_weight: float = 2.0
+    region_gain: float = 5.0
+    seed: int = 3
+
+
+def _region(landmarks: NDArray[np.float32], kind: str, size: int = 64) -> U8:
+    """Weights (64, 64): 0 elsewhere, 255 on mouth and eyes, 100 inside a drawn CG mouth."""
+    image = np.zeros((size, size), np.uint8)
+    for name in ("eye_left", "eye_right", "lips_outer"):
+        hull = cv2.convexHull((landmarks[GROUPS[name]] * size * 16).astype(np.int32))
+        cv2.fillConvexPoly(image, hull, 255, shift=4)
+    image = np.asarray(cv2.dilate(image, np.ones((3, 3), np.uint8)), np.uint8)
+    if kind == "synth":
+        inner = (landmarks[GROUPS["lips_inner"]] * size * 16).astype(np.int32)
+        cv2.fillPoly(image, [inner], 100, shift=4)
+    return image
+
+
+def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe) -> object:
+    """A function rng -> one portrait with its driving frames."""
+    people: dict[str, list[NDArray[np.int64]]] = {"synth": [], "s1": [], "misc": []}
+    synth = rows[cache.kind[rows] == "synth"]
+    for person in np.unique(cache.person[synth]):
+        people["synth"].append(synth[cache.person[synth] == person])
+    grid = rows[cache.kind[rows] == "grid"]
+    for clip in np.unique(cache.clip[grid]):
+        mine = grid[cache.clip[grid] == clip]
+        people["s1" if cache.person[mine[0]] == "s1" else "misc"].append(mine)
+    whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
+
+    def make(rng: np.random.Generator) -> Sample:
+        misc = bool(people["misc"]) and rng.random() < 0.25
+        kind = "synth" if rng.random() < recipe.synth_share else ("misc" if misc else "s1")
+        pool = people[kind][int(rng.integers(len(people[kind])))]
+        chosen = rng.choice(pool, 1 + recipe.driving, replace=False)
+        move = random_similarity(rng, zoom=0.08, angle=0.06, shift=0.03)
+        flip = rng.random() < 0.5
+        pixels, landmarks, codes, regions = [], [], [], []
+        gain = rng.uniform(0.9, 1.08, 3) * rng.uniform(0.85, 1.08)
+        table = np.clip(np.arange(256)[:, None] * gain + rng.uniform(-12, 12), 0, 255)
+        for row in chosen:
+            image, points, code = augmented(
+                cache, int(row), move, flip=flip, out=whole, size=SIZE
+            )
+            pixels.append(cv2.LUT(image, table.astype(np.uint8)[None]))
+            landmarks.append(points)
+            codes.append(code)
+            regions.append(_region(points, "synth" if kind == "synth" else "real"))
+        shape = cache.shape[chosen[0]]
+        if flip:
+            shape = shape[cache.landmark_mirror] * np.array([-1, 1, 1], np.float32)
+        return {
+            "pixels": np.stack(pixels),
+            "landmarks": np.stack(landmarks),
+            "code": np.stack(codes),
+            "region": np.stack(regions),
+            "shape": shape.astype(np.float32),
+        }
+
+    return make
+
+
+def exact_shape(face: nn.Module, shape: Tensor, code: Tensor, landmarks: Tensor) -> Tensor:
+    """Shift a neutral shape in the image plane so that it projects on the given landmarks.
+
+    That is what enrolment does (`FaceModel.lift`); (B, 152, 3), (B, 58), (B, 152, 2).
+    """
+    from models.networks.generator import rotation
+
+    seen = face(shape, code)[:, :152]
+    pose = code[:, FACTOR_SLICES["pose"]]
+    plane = (landmarks - seen) * torch.tensor([1.0, -1.0]) / pose[:, 5:6].exp()[:, None]
+    lifted = torch.cat([plane, torch.zeros_like(plane[..., :1])], -1)
+    return shape + torch.matmul(lifted, rotation(pose))
+
+
+def _difference(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 of values and of their horizontal and vertical gradients, at two scales."""
+    total = ((a - b).abs() * weight).mean()
+    for _ in range(2):
+        dx = (a[..., 1:] - a[..., :-1]) - (b[..., 1:] - b[..., :-1])
+        dy = (a[..., 1:, :] - a[..., :-1, :]) - (b[..., 1:, :] - b[..., :-1, :])
+        total = total + (dx.abs() * weight[..., 1:]).mean() + (dy.abs() * weight[..., 1:, :]).mean()
+        a, b, weight = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2), F.avg_pool2d(weight, 2)
+        total = total + 0.5 * ((a - b).abs() * weight).mean()
+    return total
+
+
+class GeneratorStep:
+    """One forward pass with all losses."""
+
+    def __init__(self, recipe: GeneratorRecipe, encoder: AppearanceEncoder, net: Generator) -> None:
+        self.recipe, self.encoder, self.net = recipe, encoder, net
+
+    def __call__(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Losses of one batch from `sampler`."""
+        recipe, net = self.recipe, self.net
+        count, repeat = len(batch["pixels"]), recipe.driving
+        pixels = batch["pixels"].flatten(0, 1)
+        images = to_unit(pixels).view(count, 1 + repeat, 3, SIZE, SIZE)
+        source, target = images[:, 0], images[:, 1:].flatten(0, 1)
+        code = batch["code"]
+        noise = torch.randn(code[:, 1:].shape) * recipe.code_noise
+        noise[..., FACTOR_SLICES["pose"]] *= 0.05
+        driving = (code[:, 1:] + noise).flatten(0, 1)
+        shape = exact_shape(net.geometry, batch["shape"], code[:, 0], batch["landmarks"][:, 0])
+
+        def many(x: Tensor) -> Tensor:
+            return x.repeat_interleave(repeat, 0)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            f64, f32, identity = self.encoder(source * 2 - 1)
+        f64, f32, identity = (many(x.float()) for x in (f64, f32, identity))
+        with torch.autocast("cpu", torch.bfloat16):
+            motion = net.motion(f32, identity, many(shape), many(code[:, 0]), driving)
+        size = recipe.window
+        left, top = self._window(rng)
+        part = motion.window(left, top, size)
+        source_many = many(source)
+        with torch.autocast("cpu", torch.bfloat16):
+            mask, rgb = net.decode(resize(source_many, 128) * 2 - 1, f64, part)
+        flow = motion.flow.float()
+        out = self._flow_losses(batch, flow, motion.coarse.float(), source, target, many)
+        rows, columns = (slice(4 * s, 4 * (s + size)) for s in (top, left))
+        region = batch["region"][:, 1:].flatten(0, 1)[:, None].float() / 255
+        weight = 1 + (recipe.region_gain - 1) * resize(region, SIZE)[:, :, rows, columns]
+        warped = warp(source_many, resize(flow, SIZE)[:, :, rows, columns])
+        wanted = target[:, :, rows, columns]
+        mask, rgb = mask.float(), rgb.float()
+        blend = mask * warped + (1 - mask) * rgb
+        inner = slice(8, -8)
+        w = weight[..., inner, inner]
+        out["blend"] = _difference(blend[..., inner, inner], wanted[..., inner, inner], w)
+        out["rgb"] = 0.4 * _difference(rgb[..., inner, inner], wanted[..., inner, inner], w)
+        out["mask"] = 0.02 * ((1 - mask) * (weight < 1.5)).mean()
+        return out
+
+    def _window(self, rng: np.random.Generator) -> tuple[int, int]:
+        size = self.recipe.window
+        if rng.random() < self.recipe.face_window_share:
+            left, top = (64 - size) // 2, 37 - size // 2
+            return left + int(rng.integers(-2, 3)), top + int(rng.integers(-3, 4))
+        return int(rng.integers(0, 65 - size)), int(rng.integers(0, 65 - size))
+
+    def _flow_losses(self, batch, flow, coarse, source, target, many):  # type: ignore[no-untyped-def]
+        recipe = self.recipe
+        driven = batch["landmarks"][:, 1:].flatten(0, 1)
+        origin = many(batch["landmarks"][:, 0])
+        grid = (driven * 2 - 1)[:, :, None]
+        inside = ((driven > 0.01) & (driven < 0.99)).all(-1, keepdim=True).float()
+        at = F.grid_sample(flow, grid, align_corners=False, padding_mode="border")
+        error = ((at[..., 0].transpose(1, 2) - origin).abs() * inside).mean()
+        residual = flow - coarse
+        bend = sum(
+            (residual.roll(1, d) - 2 * residual + residual.roll(-1, d))[:, :, 1:-1, 1:-1].abs().mean()
+            for d in (2, 3)
+        )
+        small = warp(many(resize(source, 128)), resize(flow, 128))
+        return {
+            "landmarks": recipe.landmark_weight * error,
+            "residual": recipe.residual_weight * (residual.abs().mean() + 2 * bend),
+            "warp": (small - resize(target, 128)).abs().mean(),
+        }
+
+
+def train(cache_dir: Path, out: Path, steps: int = 4000, threads: int = 1) -> None:
+    """Train; writes `out` (.pt) every 100 steps and resumes from it."""
+    torch.set_num_threads(threads)
+    recipe = GeneratorRecipe(steps=steps)
+    torch.manual_seed(recipe.seed)
+    cache = FrameCache(cache_dir)
+    encoder, net = AppearanceEncoder(), Generator(ModelConfig())
+    net.geometry.load_face_model(cache.face)
+    parameters = [*encoder.parameters(), *net.parameters()]
+    kernel = list(net.kernel.parameters())
+    kernel_ids = {id(p) for p in kernel}
+    rest = [p for p in parameters if id(p) not in kernel_ids]
+    optimiser = torch.optim.Adam(
+        [{"params": rest, "scale": 1.0}, {"params": kernel, "scale": 8.0}], recipe.lr, (0.5, 0.99)
+    )
+    average = [p.detach().clone() for p in parameters]
+    step = 0
+    if out.exists():
+        state = torch.load(out, weights_only=True)
+        encoder.load_state_dict(state["encoder"])
+        net.load_state_dict(state["net"])
+        optimiser.load_state_dict(state["optimiser"])
+        average = state["average"]
+        step = int(state["step"])
+    one = GeneratorStep(recipe, encoder, net)
+    stream = batches(sampler(cache, cache.split().train, recipe), size=recipe.sources,
+                     seed=recipe.seed, start=step, threads=1)  # fmt: skip
+    shown: dict[str, float] = {}
+    began = time.monotonic()
+    while step < recipe.steps:
+        rate = recipe.lr * min(1, (step + 1) / 100)
+        rate *= 0.5 * (1 + np.cos(np.pi * min(1, step / recipe.steps))) * 0.97 + 0.03
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        parts = one(next(stream), np.random.default_rng((recipe.seed, step, 1)))
+        loss = torch.stack(list(parts.values())).sum()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {step}: {parts}")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 2.0)
+        optimiser.step()
+        decay = min(0.998, (step + 1) / (step + 20))
+        with torch.no_grad():
+            for a, p in zip(average, parameters, strict=True):
+                a.lerp_(p, 1 - decay)
+        step += 1
+        for k, v in parts.items():
+            shown[k] = 0.97 * shown.get(k, v.item()) + 0.03 * v.item()
+        if step % 25 == 0:
+            speed = (time.monotonic() - began) / 25
+            began = time.monotonic()
+            print(step, f"{speed:.2f} s", {k: round(v, 4) for k, v in shown.items()}, flush=True)
+        if step % 100 == 0 or step == recipe.steps:
+            torch.save({"encoder": encoder.state_dict(), "net": net.state_dict(), "step": step,
+                        "optimiser": optimiser.state_dict(), "average": average}, out)  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(train)

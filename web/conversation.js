@@ -1,0 +1,185 @@
+// @ts-check
+/**
+ * The life of a conversation: idle → starting → live → (reconnecting → live)* → idle. It owns
+ * the call and tries again by itself when one is lost; it knows nothing of the page.
+ * @import {ClientMessage, ServerMessage, SessionRequest} from './protocol.js'
+ */
+
+import { ApiError } from "./api.js";
+import { Call, MediaPathError } from "./rtc.js";
+import { pause } from "./dom.js";
+
+const RETRY_DELAYS_MS = [300, 1000, 2000, 4000, 8000];
+
+/** @typedef {'idle' | 'starting' | 'live' | 'reconnecting'} Phase */
+/** @typedef {Omit<SessionRequest, 'sdp' | 'type'>} Choice */
+
+/**
+ * @typedef {object} ConversationHandlers
+ * @property {(phase: Phase) => void} onPhase
+ * @property {(message: ServerMessage) => void} onMessage
+ * @property {(stream: MediaStream) => void} onStream
+ * @property {(error: unknown, wasLive: boolean) => void} onFailure it gave up; phase is idle
+ * @property {() => Choice} choose what to open a session with, asked again at every attempt
+ */
+
+export class Conversation {
+  /** @type {ConversationHandlers} */ #handlers;
+  /** @type {import('./devices.js').Devices} */ #devices;
+  /** @type {Call | null} */ #call = null;
+  /** @type {Phase} */ #phase = "idle";
+  #stopping = new AbortController();
+
+  /**
+   * @param {import('./devices.js').Devices} devices
+   * @param {ConversationHandlers} handlers
+   */
+  constructor(devices, handlers) {
+    this.#devices = devices;
+    this.#handlers = handlers;
+  }
+
+  get phase() {
+    return this.#phase;
+  }
+
+  /** The peer connection of the present call, for measuring. */
+  get peer() {
+    return this.#call?.peer ?? null;
+  }
+
+  /** @param {Phase} phase */
+  #enter(phase) {
+    if (phase === this.#phase) return;
+    this.#phase = phase;
+    this.#handlers.onPhase(phase);
+  }
+
+  /**
+   * Opens the first call. Failure ends in phase idle, told through `onFailure`.
+   * @param {() => Promise<void>} prepare opens the microphone
+   */
+  async start(prepare) {
+    if (this.#phase !== "idle") return;
+    this.#stopping = new AbortController();
+    const signal = this.#stopping.signal;
+    this.#enter("starting");
+    try {
+      await prepare();
+      if (signal.aborted) return;
+      await this.#dial();
+      if (!signal.aborted) this.#enter("live");
+    } catch (error) {
+      if (!signal.aborted) await this.#giveUp(error, false);
+    }
+  }
+
+  async #dial() {
+    const { onMessage, onStream, choose } = this.#handlers;
+    const { microphone, camera } = this.#devices;
+    const handlers = { onMessage, onStream, onLost: () => void this.#reconnect() };
+    const call = new Call(handlers, microphone, camera);
+    this.#call = call;
+    await call.open(choose());
+    // The devices may have changed while the call was being opened.
+    if (this.#devices.camera !== camera) await call.setCamera(this.#devices.camera);
+    if (this.#devices.microphone !== microphone) {
+      await call.setMicrophone(this.#devices.microphone);
+    }
+  }
+
+  async #reconnect() {
+    if (this.#phase !== "live") return;
+    this.#enter("reconnecting");
+    const signal = this.#stopping.signal;
+    /** @type {unknown} */
+    let failure = null;
+    for (const delayMs of RETRY_DELAYS_MS) {
+      const closing = this.#call?.close();
+      await this.#waitForNetwork(failure instanceof ApiError && failure.status === 503
+        ? failure.retryAfterS * 1000
+        : delayMs, signal);
+      await Promise.race([closing, pause(2000)]);
+      if (signal.aborted) return;
+      try {
+        await this.#dial();
+        if (!signal.aborted) this.#enter("live");
+        return;
+      } catch (error) {
+        if (signal.aborted) return;
+        failure = error;
+        const canHelp =
+          error instanceof MediaPathError || (error instanceof ApiError && error.isTemporary);
+        if (!canHelp) break;
+      }
+    }
+    await this.#giveUp(failure, true);
+  }
+
+  /**
+   * Waits, but not longer than until the browser says the network is back.
+   * @param {number} delayMs
+   * @param {AbortSignal} signal
+   */
+  async #waitForNetwork(delayMs, signal) {
+    const online = new AbortController();
+    const wake = () => online.abort();
+    window.addEventListener("online", wake, { once: true });
+    signal.addEventListener("abort", wake, { once: true });
+    await pause(delayMs, online.signal);
+    window.removeEventListener("online", wake);
+    signal.removeEventListener("abort", wake);
+  }
+
+  /**
+   * @param {unknown} error
+   * @param {boolean} wasLive
+   */
+  async #giveUp(error, wasLive) {
+    const closing = this.#call?.close();
+    this.#call = null;
+    this.#enter("idle");
+    this.#handlers.onFailure(error, wasLive);
+    await closing;
+  }
+
+  /** Opens a new call with a new choice, keeping microphone and camera open. */
+  async restart() {
+    if (this.#phase === "idle") return;
+    this.#stopping.abort();
+    this.#stopping = new AbortController();
+    const signal = this.#stopping.signal;
+    this.#enter("starting");
+    const closing = this.#call?.close();
+    this.#call = null;
+    // One session less before one more: the server may have a single slot.
+    await Promise.race([closing, pause(3000)]);
+    if (signal.aborted) return;
+    try {
+      await this.#dial();
+      if (!signal.aborted) this.#enter("live");
+    } catch (error) {
+      if (!signal.aborted) await this.#giveUp(error, true);
+    }
+  }
+
+  /** Ends everything now. The server is told even when the page is going away. */
+  async stop() {
+    this.#stopping.abort();
+    const closing = this.#call?.close();
+    this.#call = null;
+    this.#enter("idle");
+    await closing;
+  }
+
+  /** @param {ClientMessage} message */
+  send(message) {
+    this.#call?.send(message);
+  }
+
+  /** Hands the devices' present tracks to the call. */
+  async updateTracks() {
+    await this.#call?.setCamera(this.#devices.camera);
+    await this.#call?.setMicrophone(this.#devices.microphone);
+  }
+}
