@@ -43,8 +43,6 @@ CANONICAL_POINTS: Array = np.array(
 )
 #: Where the neck pivot of an unturned head lies in the canonical crop.
 CANONICAL_ORIGIN: Array = np.array([0.5, 0.743], np.float32)
-#: What E_mot sees of the canonical crop: left, top, side.
-FACE_BOX = (0.125, 0.18, 0.75)
 BASIS_DIM = DIMS["lip"] + DIMS["eye"] + DIMS["exp"]
 
 # Pairs of inner-lip landmarks, upper and lower, around the middle of the mouth.
@@ -144,14 +142,6 @@ def warp_crop(image: NDArray[np.uint8], transform: Array, size: int) -> NDArray[
     flags = cv2.INTER_CUBIC if scale > 1.2 else cv2.INTER_LINEAR
     out = cv2.warpAffine(image, shifted, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(out, np.uint8)
-
-
-def face_box_transform(crop_size: int, face_size: int) -> Array:
-    """Transform (2, 3) from pixels of a canonical crop to pixels of its `FACE_BOX` cut."""
-    left, top, side = FACE_BOX
-    scale = face_size / (side * crop_size)
-    return np.array([[scale, 0, -left * crop_size * scale], [0, scale, -top * crop_size * scale]],
-                    np.float32)  # fmt: skip
 
 
 def apply_transform(transform: Array, points: Array) -> Array:

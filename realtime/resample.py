@@ -27,25 +27,30 @@ DELAY_MS = 1000 * DELAY_SAMPLES / MODEL_RATE_HZ
 _RATIO = WIRE_RATE_HZ // MODEL_RATE_HZ
 
 
-def to_mono(pcm: NDArray[np.int16] | av.AudioFrame) -> Pcm:
-    """(n,) or interleaved-free (n, 2) int16, or an s16/s16p AudioFrame -> (n,) int16 mono.
+def to_mono(audio: Pcm | av.AudioFrame) -> Pcm:
+    """(n,) or (n, 2) int16, or a 16-bit AudioFrame at 48 kHz -> (n,) int16 mono.
 
     Raises ValueError for another dtype, shape or sample rate.
     """
-    if isinstance(pcm, av.AudioFrame):
-        if pcm.sample_rate != WIRE_RATE_HZ:
-            raise ValueError(f"audio must be {WIRE_RATE_HZ} Hz, got {pcm.sample_rate}")
-        channels = pcm.layout.nb_channels
-        pcm = pcm.to_ndarray()
-        # Packed frames come as (1, n * channels), planar ones as (channels, n).
-        pcm = pcm.reshape(-1, channels) if len(pcm) == 1 else pcm.T
+    pcm = _samples(audio) if isinstance(audio, av.AudioFrame) else audio
     if pcm.dtype != np.int16 or pcm.ndim > 2 or (pcm.ndim == 2 and pcm.shape[1] not in (1, 2)):
         raise ValueError(f"audio must be int16 (n,) or (n, 2), got {pcm.dtype} {pcm.shape}")
     if pcm.ndim == 1:
         return pcm
     if pcm.shape[1] == 1:
-        return pcm[:, 0]
+        return np.ascontiguousarray(pcm[:, 0])
     return ((pcm[:, 0].astype(np.int32) + pcm[:, 1]) >> 1).astype(np.int16)
+
+
+def _samples(frame: av.AudioFrame) -> Pcm:
+    """(n, channels) of a frame; packed ones come as (1, n * channels), planar as (channels, n)."""
+    if frame.sample_rate != WIRE_RATE_HZ or frame.format.name not in ("s16", "s16p"):
+        raise ValueError(
+            f"audio must be 16-bit at {WIRE_RATE_HZ} Hz, "
+            f"got {frame.format.name} at {frame.sample_rate}"
+        )
+    data = np.asarray(frame.to_ndarray(), np.int16)
+    return data.T if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels)
 
 
 class Resampler48To16:

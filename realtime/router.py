@@ -123,7 +123,9 @@ class _Mix:
         one, two = sorted(fading, key=lambda v: v.weight)[:2]
         weight = one.weight + two.weight
         if weight > 0.0:
-            two.last = np.asarray((one.weight * one.last + two.weight * two.last) / weight, np.float32)
+            two.last = np.asarray(
+                (one.weight * one.last + two.weight * two.last) / weight, np.float32
+            )
         two.source, two.weight, two.start = None, weight, weight
         self.voices.remove(one)
 
@@ -251,11 +253,11 @@ class Router:
         if factor == "pose":
             return soft_clip(own + code, self._pose_limit)
         if factor == "exp":
-            return np.clip(own + code, 0.0, 1.0).astype(np.float32)
+            return np.asarray(np.clip(own + code, 0.0, 1.0), np.float32)
         eye = own + code
         # A lid that is already partly shut has only the rest to go.
         eye[:2] = own[:2] + (1.0 - own[:2]) * code[:2]
         lids = np.clip(eye[[0, 1, 4, 5]], 0.0, 1.0)
         eye[2:4] = np.clip(eye[2:4], -GAZE_LIMIT, GAZE_LIMIT)
         eye[[0, 1, 4, 5]] = lids
-        return eye.astype(np.float32)
+        return np.asarray(eye, np.float32)

@@ -8,6 +8,7 @@ alone and not on how it was cut into packets.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,27 @@ from models.rates import MODEL_RATE_HZ
 
 #: How many past levels can be asked for: more than a second at 10 ms.
 _HISTORY = 128
+
+
+class _Levels:
+    """Levels of the last steps, asked for by sample."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._ring = np.zeros(_HISTORY, np.float64)
+        self.done = 0
+
+    def add(self, level: float) -> None:
+        self._ring[self.done % _HISTORY] = level
+        self.done += 1
+
+    def at(self, sample: int) -> float:
+        """Level of the last step that ended at or before `sample`; 0 before any."""
+        index = sample // self._step
+        if index > self.done or index < self.done - _HISTORY + 1:
+            known = self.done * self._step
+            raise ValueError(f"no level at sample {sample}: it is known up to {known}")
+        return float(self._ring[(index - 1) % _HISTORY]) if index > 0 else 0.0
 
 
 class SpeechGate:
@@ -53,17 +75,11 @@ class SpeechGate:
         """Back to silence at sample 0."""
         self._vad = webrtcvad.Vad(self._aggressiveness)
         self._rest = np.empty(0, np.int16)
-        self._done = 0
+        self._levels = _Levels(self._step)
         self._open = False
         self._voiced = 0
         self._unvoiced = 0
         self._level = 0.0
-        self._levels = np.zeros(_HISTORY, np.float64)
-
-    @property
-    def samples(self) -> int:
-        """Samples whose decision is made."""
-        return self._done * self._step
 
     def push(self, samples: Array) -> None:
         """Take (n,) float32 in [-1, 1]."""
@@ -80,12 +96,7 @@ class SpeechGate:
         Raises ValueError for a sample that was not pushed yet or is forgotten (over a
         second old).
         """
-        index = sample // self._step
-        if index > self._done or index < self._done - _HISTORY + 1:
-            raise ValueError(f"no speech level at sample {sample}: {self.samples} are known")
-        if index <= 0:
-            return 0.0
-        level = float(self._levels[(index - 1) % _HISTORY])
+        level = self._levels.at(sample)
         return level * level * (3.0 - 2.0 * level)
 
     def _decide(self, frame: np.ndarray[tuple[int], np.dtype[np.int16]]) -> None:
@@ -99,5 +110,51 @@ class SpeechGate:
             self._open = self._open and self._unvoiced <= self._hangover
         slew = self._step / self._attack if self._open else -self._step / self._release
         self._level = min(1.0, max(0.0, self._level + slew))
-        self._levels[self._done % _HISTORY] = self._level
-        self._done += 1
+        self._levels.add(self._level)
+
+
+class Emphasis:
+    """How much louder than usual the voice is, 0..1; moves the head a little in speech.
+
+    Streaming on 16 kHz mono in steps of 10 ms. "Usual" is a slow mean of the level of
+    everything louder than `FLOOR_DB`.
+    """
+
+    FLOOR_DB = -50.0
+    _STEP = MODEL_RATE_HZ // 100
+    _USUAL_ALPHA = 1.0 - math.exp(-0.01 / 1.5)
+    _RISE_ALPHA = 1.0 - math.exp(-0.01 / 0.16)
+    _FALL_ALPHA = 1.0 - math.exp(-0.01 / 0.45)
+    _QUIET_DB, _RANGE_DB = 3.0, 9.0
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to silence at sample 0."""
+        self._rest: Array = np.empty(0, np.float32)
+        self._usual_db = self.FLOOR_DB / 2
+        self._value = 0.0
+        self._levels = _Levels(self._STEP)
+
+    def push(self, samples: Array) -> None:
+        """Take (n,) float32 in [-1, 1]."""
+        signal = np.concatenate([self._rest, samples])
+        count = len(signal) // self._STEP
+        steps = signal[: count * self._STEP].reshape(count, self._STEP).astype(np.float64)
+        for power in (steps**2).mean(1):
+            self._decide(10.0 * math.log10(float(power) + 1e-12))
+        self._rest = signal[count * self._STEP :]
+
+    def at(self, sample: int) -> float:
+        """Emphasis once all audio before `sample` was heard; raises like `SpeechGate.gain_at`."""
+        return self._levels.at(sample)
+
+    def _decide(self, level_db: float) -> None:
+        if level_db > self.FLOOR_DB:
+            self._usual_db += self._USUAL_ALPHA * (level_db - self._usual_db)
+        over = (level_db - self._usual_db - self._QUIET_DB) / self._RANGE_DB
+        target = min(1.0, max(0.0, over))
+        alpha = self._RISE_ALPHA if target > self._value else self._FALL_ALPHA
+        self._value += alpha * (target - self._value)
+        self._levels.add(self._value)

@@ -21,6 +21,7 @@ tracker lives in the mailbox.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -35,7 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.codes import Array
+from models.composite import compose
 from models.runtime.engine import Appearance, Drawing, Engine, EngineError, MotionReading
+from models.tracking import FaceTracker
 from realtime.router import Snapshot
 
 Pixels = NDArray[np.uint8]
@@ -43,6 +46,7 @@ Compose = Callable[[Drawing, Pixels, int], Pixels]
 Clock = Callable[[], int]
 Spans = Mapping[str, int]
 T = TypeVar("T")
+_log = logging.getLogger("visavis.worker")
 
 MAILBOX_DEPTH = 2
 #: Frames whose drawing is skipped but whose lip code is still owed.
@@ -59,22 +63,10 @@ class WorkerBusyError(RuntimeError):
     """Too much other work waits for the engine; try again later."""
 
 
-class Drawable(Protocol):
-    """The part of `models.portrait.Portrait` that drawing needs."""
-
-    @property
-    def image_HWC(self) -> Pixels:
-        """(N, N, 3) uint8 RGB canonical crop."""
-
-    @property
-    def appearance(self) -> Appearance:
-        """What the generator needs of the portrait."""
-
-
 class Tracker(Protocol):
     """`models.tracking.FaceTracker`: stateful, one per webcam."""
 
-    def update(self, frame_HWC: Pixels) -> MotionReading | None:
+    def update(self, frame: Pixels, /) -> MotionReading | None:
         """(H, W, 3) uint8 RGB -> motion, None when no face is seen."""
 
 
@@ -88,9 +80,9 @@ class RenderJob:
     mel_TM: Array
     """(config.mel_window, 80) float32."""
     snapshot: Snapshot
-    portrait: Drawable
-    size: int
-    """Side of the picture in pixels; even."""
+    appearance: Appearance
+    source_HWC: Pixels
+    """(N, N, 3) uint8 RGB, the portrait at the size of the output; N is even."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +213,9 @@ def draw_job(
     t0 = clock()
     lip = engine.audio(job.mel_TM)
     t1 = clock()
-    drawing = engine.draw(job.portrait.appearance, job.snapshot.resolve(lip))
+    drawing = engine.draw(job.appearance, job.snapshot.resolve(lip))
     t2 = clock()
-    rgb = compose(drawing, job.portrait.image_HWC, job.size)
+    rgb = compose(drawing, job.source_HWC, len(job.source_HWC))
     t3 = clock()
     return rgb, lip, {"audio": t1 - t0, "draw": t2 - t1, "compose": t3 - t2}
 
@@ -244,8 +236,8 @@ class RenderWorker:
         self,
         engine_factory: Callable[[], Engine],
         *,
-        compose: Compose,
-        make_tracker: Callable[[Engine], Tracker],
+        compose: Compose = compose,
+        make_tracker: Callable[[Engine], Tracker] = FaceTracker,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self._engine_factory = engine_factory
@@ -279,7 +271,7 @@ class RenderWorker:
         return self._ready.result(timeout_s)
 
     def load(self) -> None:
-        """Create the engine in the calling thread, which becomes the worker's. Raises EngineError."""
+        """Create the engine in the calling thread, from now on the worker's. Raises EngineError."""
         try:
             self._engine = self._engine_factory()
         except BaseException as error:
@@ -437,10 +429,10 @@ class RenderWorker:
     def _run(self) -> None:
         try:
             self.load()
-        except Exception as error:
+        except Exception:
+            # `wait_ready` raises it where somebody can act on it.
+            _log.exception("the engine could not be loaded")
             self.stop()
-            # Nobody but those who wait for the engine can do anything about it.
-            del error
             return
         while True:
             with self._wake:
@@ -469,12 +461,12 @@ class RenderWorker:
         except Exception as error:
             box.stats.failed += 1
             held = HeldFrame(job.frame_index, "failed", {"queue": start - job.ready_ns}, None)
-            self._tell(box, lambda: box.sink.on_held(held))
-            self._tell(box, lambda: box.sink.on_error(error))
+            self._tell(box, box.sink.on_held, held)
+            self._tell(box, box.sink.on_error, error)
             return
         box.stats.drawn += 1
         frame = RenderedFrame(job.frame_index, i420, spans, lip)
-        self._tell(box, lambda: box.sink.on_frame(frame))
+        self._tell(box, box.sink.on_frame, frame)
 
     def _run_skipped(self, box: _Box, job: RenderJob) -> None:
         start = self._clock()
@@ -482,11 +474,10 @@ class RenderWorker:
         try:
             lip = self._loaded().audio(job.mel_TM)
         except Exception as error:
-            failure = error
-            self._tell(box, lambda: box.sink.on_error(failure))
+            self._tell(box, box.sink.on_error, error)
         spans = {"queue": start - job.ready_ns, "audio": self._clock() - start}
         held = HeldFrame(job.frame_index, "late", spans, lip)
-        self._tell(box, lambda: box.sink.on_held(held))
+        self._tell(box, box.sink.on_held, held)
 
     def _run_webcam(self, box: _Box, job: MotionJob) -> None:
         start = self._clock()
@@ -500,13 +491,12 @@ class RenderWorker:
         except Exception as error:
             # A tracker that failed half-way is not to be trusted with the next picture.
             box.tracker = None
-            failure = error
-            self._tell(box, lambda: box.sink.on_error(failure))
+            self._tell(box, box.sink.on_error, error)
             return
         box.stats.webcam_read += 1
         spans = {"track_queue": start - job.arrived_ns, "motion": self._clock() - start}
         result = MotionResult(reading, job.capture_48k, spans)
-        self._tell(box, lambda: box.sink.on_motion(result))
+        self._tell(box, box.sink.on_motion, result)
 
     def _run_call(self, call: _Call) -> None:
         if not call.future.set_running_or_notify_cancel():
@@ -518,12 +508,13 @@ class RenderWorker:
         else:
             call.future.set_result(result)
 
-    def _tell(self, box: _Box, deliver: Callable[[], None]) -> None:
+    def _tell(self, box: _Box, deliver: Callable[[T], None], result: T) -> None:
         """Deliver to one session; a sink that raises harms only itself."""
         if box.closed:
             return
         try:
-            deliver()
+            deliver(result)
         except Exception:
-            # Its loop is gone or its callback is broken: the session ends here.
+            # Its loop is gone or its callback is broken: for the worker the session ends here.
+            _log.exception("a session's callback failed; the session gets no more frames")
             self.remove(box)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from models.codes import DIMS, Array, MotionCode
 from models.config import ModelConfig
-from models.face import LANDMARKS
+from models.face import CANONICAL_POINTS, GROUPS, LANDMARKS
+from models.portrait import Portrait
 from models.rates import MEL_BANDS, MEL_PER_FRAME
 from models.runtime.engine import Appearance, Drawing, EngineError, MotionReading
 
@@ -40,8 +41,9 @@ MARKER_SIZE = 0.08
 _FLOW = 64
 _BRIGHT = 250
 _DARK = 10
-#: Mean value of speech-like mel that opens the fake mouth fully.
-_LOUD = 0.5
+#: Mean of the mel frames at which the fake mouth starts to open and is fully open. Speech
+#: and noise get there, silence and a lone sine do not.
+_QUIET, _LOUD = 0.20, 0.45
 
 
 class FakeClock:
@@ -192,6 +194,7 @@ class FakeEngine:
 
     It counts its calls, remembers the thread of the first one and refuses every other
     thread, as a real engine's contract demands. `fail_draws` makes the next draws raise.
+    With a `clock`, a call named in `cost_ms` takes that much virtual time.
     """
 
     name: str = "fake"
@@ -199,6 +202,8 @@ class FakeEngine:
     calls: dict[str, int] = field(default_factory=dict)
     fail_draws: int = 0
     thread_id: int | None = None
+    clock: FakeClock | None = None
+    cost_ms: dict[str, float] = field(default_factory=dict)
 
     def _count(self, what: str) -> None:
         me = threading.get_ident()
@@ -207,6 +212,8 @@ class FakeEngine:
         if self.thread_id != me:
             raise AssertionError(f"engine.{what} called from a second thread")
         self.calls[what] = self.calls.get(what, 0) + 1
+        if self.clock is not None:
+            self.clock.advance(self.cost_ms.get(what, 0.0))
 
     def audio(self, mel_TM: Array) -> Array:
         """lip[0] is the loudness of the frame's own four mel frames, 0 .. `LIP_FULL`."""
@@ -214,9 +221,9 @@ class FakeEngine:
         if mel_TM.shape != (self.config.mel_window, MEL_BANDS) or mel_TM.dtype != np.float32:
             raise AssertionError(f"bad mel window {mel_TM.dtype} {mel_TM.shape}")
         start = self.config.left_mel
-        loudness = float(mel_TM[start : start + MEL_PER_FRAME].mean()) / _LOUD
+        mean = float(mel_TM[start : start + MEL_PER_FRAME].mean())
         lip = np.zeros(DIMS["lip"], np.float32)
-        lip[0] = LIP_FULL * min(1.0, loudness)
+        lip[0] = LIP_FULL * min(1.0, max(0.0, (mean - _QUIET) / (_LOUD - _QUIET)))
         return lip
 
     def motion(self, face_HWC: Pixels | Array) -> MotionReading:
@@ -230,8 +237,7 @@ class FakeEngine:
         lip[0] = state.mouth * LIP_FULL
         pose[0], pose[1] = state.yaw, state.pitch
         eye[0], eye[1] = state.lids
-        landmarks = np.full((LANDMARKS, 2), 0.5, np.float32)
-        return MotionReading(MotionCode(lip, pose, eye, exp), landmarks)
+        return MotionReading(MotionCode(lip, pose, eye, exp), fake_landmarks())
 
     def appearance(self, source_HWC: Pixels | Array) -> Appearance:
         """Features hold the mean colour; the portrait's own code is neutral."""
@@ -255,57 +261,44 @@ class FakeEngine:
         flow[..., 1] = grid[:, None] - shift_y
         matrix = np.array([[1, 0, shift_x * size], [0, 1, shift_y * size]], np.float64)
         mask = cv2.warpAffine(1.0 - painted.astype(np.float32), matrix, (size, size), borderValue=1)
-        rgb = cv2.warpAffine(rgb, matrix, (size, size))
+        moved = cv2.warpAffine(rgb, matrix, (size, size))
         return Drawing(
             flow=np.clip(flow, 0, 1),
             mask=np.asarray(mask, np.float32),
-            rgb=np.asarray(rgb, np.float32),
+            rgb=np.asarray(moved, np.float32),
         )
 
 
-def fake_appearance(source_HWC: Pixels) -> Appearance:
+def fake_landmarks() -> Array:
+    """(152, 2) landmarks of a face that sits in its canonical crop, lips closed."""
+    points = np.full((LANDMARKS, 2), 0.5, np.float32)
+    points[GROUPS["oval"]] = (0.5, 0.2)
+    points[18] = (0.5, 0.85)
+    for groups, point in zip(
+        (("eye_left", "iris_left"), ("eye_right", "iris_right"), ("lips_outer", "lips_inner")),
+        CANONICAL_POINTS,
+        strict=True,
+    ):
+        for group in groups:
+            points[GROUPS[group]] = point
+    return points
+
+
+def fake_appearance(source_HWC: Pixels, code: MotionCode | None = None) -> Appearance:
     """Appearance whose features hold the mean colour of the source."""
+    mean = source_HWC.reshape(-1, 3).mean(0, dtype=np.float64).astype(np.float32)
     return Appearance(
-        features={
-            "mean": source_HWC.reshape(-1, 3).mean(0, dtype=np.float64).astype(np.float32)[None]
-        },
-        code=MotionCode(),
+        features={"mean": mean[None]},
+        code=code or MotionCode(),
         shape=np.zeros((LANDMARKS, 3), np.float32),
+        landmarks=fake_landmarks(),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FakePortrait:
-    """Same fields as `models.portrait.Portrait`."""
-
-    id: str
-    name: str
-    image_HWC: Pixels
-    appearance: Appearance
-
-
-def fake_portrait(
-    id: str = "grey", *, tint: int = 120, code: MotionCode | None = None
-) -> FakePortrait:
+def fake_portrait(id: str = "grey", *, tint: int = 120, code: MotionCode | None = None) -> Portrait:
     """A 512 px portrait of the fake face; `tint` (60 .. 180) tells portraits apart."""
     image = paint_base(512, tint)
-    appearance = fake_appearance(image)
-    if code is not None:
-        appearance = Appearance(appearance.features, code, appearance.shape)
-    return FakePortrait(id, id.title(), image, appearance)
-
-
-def fake_compose(drawing: Drawing, source_HWC: Pixels, size: int) -> Pixels:
-    """Plain version of `models.composite.compose`: warp, blend, (size, size, 3) uint8 RGB."""
-    flow = cv2.resize(drawing.flow, (size, size), interpolation=cv2.INTER_LINEAR)
-    height, width = source_HWC.shape[:2]
-    warped = cv2.remap(
-        source_HWC, flow[..., 0] * width - 0.5, flow[..., 1] * height - 0.5,
-        cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
-    mask = cv2.resize(drawing.mask, (size, size))[..., None]
-    rgb = cv2.resize(drawing.rgb, (size, size)) * 255.0
-    return np.asarray(np.clip(mask * warped + (1 - mask) * rgb, 0, 255), np.uint8)
+    return Portrait(id, id.title(), image, fake_appearance(image, code))
 
 
 class FakeTracker:

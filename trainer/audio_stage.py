@@ -208,7 +208,7 @@ def train(cache_dir: Path, out: Path, steps: int = 3000, threads: int = 1, right
         data = next(stream)
         rate = recipe.lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * step / recipe.steps))
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = float(rate)
         with torch.autocast("cpu", torch.bfloat16):
             lip = net(data["mel"].flatten(0, 1)).float().view(-1, recipe.length, DIMS["lip"])
         wanted = data["lip"]

@@ -116,23 +116,31 @@ def pixel_transform(transform: F32, size: int) -> F32:
     return out
 
 
+_NOISE = np.random.default_rng(0).normal(0, 16, (640, 640, 3)).astype(np.int16)
+
+
 def degrade(rng: np.random.Generator, image: U8) -> U8:
     """Camera-like damage that moves nothing: light, colour, blur, noise, JPEG."""
-    x = image.astype(np.float32)
-    x = (x - 128) * rng.uniform(0.6, 1.3) + 128 + rng.uniform(-35, 35)
-    x *= rng.uniform(0.85, 1.15, 3).astype(np.float32)
+    gain = rng.uniform(0.65, 1.25) * rng.uniform(0.88, 1.12, 3)
+    ramp = np.arange(256)[:, None] / 255.0
+    table = (ramp ** rng.uniform(0.75, 1.35) - 0.5) * gain * 255 + 127 + rng.uniform(-30, 30)
+    out = np.asarray(cv2.LUT(image, np.clip(table, 0, 255).astype(np.uint8)[None]), np.uint8)
+    if rng.random() < 0.2:
+        grey = cv2.cvtColor(cv2.cvtColor(out, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        keep = float(rng.uniform(0, 1))
+        out = np.asarray(cv2.addWeighted(out, keep, grey, 1 - keep, 0), np.uint8)
     if rng.random() < 0.25:
-        grey = x.mean(2, keepdims=True)
-        x = grey + (x - grey) * rng.uniform(0, 1)
-    if rng.random() < 0.3:
-        side = np.linspace(-1, 1, x.shape[1], dtype=np.float32)[None, :, None]
-        x += side * rng.uniform(-35, 35)
+        side = np.linspace(-1, 1, out.shape[1])[None, :, None] * rng.uniform(-40, 40)
+        out = np.clip(out + side, 0, 255).astype(np.uint8)
     if rng.random() < 0.4:
-        x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.3, 1.6))
+        out = np.asarray(cv2.GaussianBlur(out, (0, 0), rng.uniform(0.4, 2.0)), np.uint8)
     if rng.random() < 0.5:
-        x += rng.normal(0, rng.uniform(1, 9), x.shape).astype(np.float32)
-    out = np.clip(x, 0, 255).astype(np.uint8)
-    if rng.random() < 0.3:
+        size = out.shape[0]
+        x, y = rng.integers(0, 640 - size, 2)
+        strength = int(rng.integers(1, 10))
+        noise = _NOISE[y : y + size, x : x + size] * strength // 16
+        out = np.clip(out + noise, 0, 255).astype(np.uint8)
+    if rng.random() < 0.25:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(25, 90))]
         out = np.asarray(cv2.imdecode(cv2.imencode(".jpg", out, quality)[1], 1), np.uint8)
     return out

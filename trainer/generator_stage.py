@@ -74,12 +74,16 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
         mine = grid[cache.clip[grid] == clip]
         people["s1" if cache.person[mine[0]] == "s1" else "misc"].append(mine)
     whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
+    rare = rarity(cache)
 
     def make(rng: np.random.Generator) -> Sample:
         misc = bool(people["misc"]) and rng.random() < 0.25
         kind = "synth" if rng.random() < recipe.synth_share else ("misc" if misc else "s1")
         pool = people[kind][int(rng.integers(len(people[kind])))]
-        chosen = rng.choice(pool, 1 + recipe.driving, replace=False)
+        source = rng.choice(pool)
+        likely = rare[pool] / rare[pool].sum()
+        driving = rng.choice(pool, recipe.driving, replace=False, p=likely)
+        chosen = np.concatenate([[source], driving])
         move = random_similarity(rng, zoom=0.08, angle=0.06, shift=0.03)
         flip = rng.random() < 0.5
         pixels, landmarks, codes, regions = [], [], [], []
@@ -105,6 +109,16 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
         }
 
     return make
+
+
+def rarity(cache: FrameCache) -> NDArray[np.float64]:
+    """How much more often a frame should drive: shut lids, open mouths and smiles are rare."""
+    code = cache.code.astype(np.float64)
+    lip, eye, exp = (code[:, FACTOR_SLICES[f]] for f in ("lip", "eye", "exp"))
+    shut = np.clip(eye[:, :2].mean(1), 0, 1) ** 2
+    opened = np.clip(lip[:, 0], 0, 3)
+    moved = np.abs(exp).max(1)
+    return np.asarray(1 + 8 * shut + opened + moved)
 
 
 def exact_shape(face: nn.Module, shape: Tensor, code: Tensor, landmarks: Tensor) -> Tensor:
@@ -243,7 +257,7 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, threads: int = 1) -> No
         rate = recipe.lr * min(1, (step + 1) / 100)
         rate *= 0.5 * (1 + np.cos(np.pi * min(1, step / recipe.steps))) * 0.97 + 0.03
         for group in optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
+            group["lr"] = float(rate * group["scale"])
         parts = one(next(stream), np.random.default_rng((recipe.seed, step, 1)))
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):

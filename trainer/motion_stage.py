@@ -17,11 +17,12 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.codes import DIMS, FACTOR_SLICES, FACTORS
 from models.config import ModelConfig
-from models.face import face_box_transform
 from models.networks.motion import MotionEncoder
+from trainer.cache import SIZE
 from trainer.frames import FrameCache, augmented, degrade, random_similarity
 from trainer.loader import Sample, batches, to_unit
 
@@ -43,7 +44,8 @@ _TRUST = {
     "grid": {"lip": 1.0, "pose": 1.0, "eye": 1.0, "exp": 0.2},
     "still": {"lip": 0.0, "pose": 1.0, "eye": 0.0, "exp": 0.0},
 }
-_SCALE = {"lip": 1.0, "pose": 8.0, "eye": 2.5, "exp": 2.5}
+#: One unit of these scaled codes is an error that a person would see.
+_SCALE = {"lip": 1.5, "pose": 10.0, "eye": 4.0, "exp": 4.0}
 
 
 def sampler(cache: FrameCache, rows: np.ndarray, recipe: MotionRecipe) -> object:
@@ -53,7 +55,7 @@ def sampler(cache: FrameCache, rows: np.ndarray, recipe: MotionRecipe) -> object
         mine = rows[cache.kind[rows] == kind]
         by_kind[kind] = mine
     misc = by_kind["grid"][cache.person[by_kind["grid"]] != "s1"]
-    to_face = face_box_transform(1, 128)
+    whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
 
     def make(rng: np.random.Generator) -> Sample:
         kind = str(rng.choice(["synth", "grid", "still"], p=recipe.share))
@@ -62,7 +64,7 @@ def sampler(cache: FrameCache, rows: np.ndarray, recipe: MotionRecipe) -> object
         wide = kind != "still"
         move = random_similarity(rng, zoom=0.12, angle=0.15, shift=0.05 if wide else 0.04)
         pixels, landmarks, code = augmented(
-            cache, row, move, flip=rng.random() < 0.5, out=to_face, size=128
+            cache, row, move, flip=rng.random() < 0.5, out=whole, size=SIZE
         )
         trust = np.concatenate(
             [np.full(DIMS[f], _TRUST[kind][f] * _SCALE[f]) for f in FACTORS]
@@ -85,11 +87,15 @@ def lip_weights(cache: FrameCache) -> Tensor:
 
 
 def losses(out: dict[str, Tensor], batch: dict[str, Tensor], lip_weight: Tensor) -> dict[str, Tensor]:
-    """L1 per factor weighted by trust, and L1 of the landmarks with eyes and lips doubled."""
+    """Smooth L1 per factor in scaled units, L1 of the landmarks with eyes and lips doubled.
+
+    Plain L1 would answer with the median, which for blinks and smiles is "never".
+    """
     result = {}
     for factor in FACTORS:
         part = FACTOR_SLICES[factor]
-        error = (out[factor] - batch["code"][:, part]).abs() * batch["trust"][:, part]
+        error = (out[factor] - batch["code"][:, part]) * batch["trust"][:, part]
+        error = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none") * 2
         result[factor] = (error * lip_weight).mean() if factor == "lip" else error.mean()
     error = (out["landmarks"] - batch["landmarks"]).abs()
     result["landmarks"] = (error.mean() + error[:, 56:].mean()) * 25
@@ -100,14 +106,14 @@ def losses(out: dict[str, Tensor], batch: dict[str, Tensor], lip_weight: Tensor)
 def evaluate(net: MotionEncoder, cache: FrameCache, rows: np.ndarray) -> dict[str, float]:
     """Landmark error in pixels of 256 and correlations with the labels, by kind."""
     net.eval()
-    to_face = face_box_transform(1, 128)
+    whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
     still = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     rng = np.random.default_rng(0)
     result: dict[str, float] = {}
     for kind in ("synth", "grid", "still"):
         mine = rng.choice(rows[cache.kind[rows] == kind], 300)
         faces, landmarks, codes = zip(
-            *[augmented(cache, int(r), still, flip=False, out=to_face, size=128) for r in mine],
+            *[augmented(cache, int(r), still, flip=False, out=whole, size=SIZE) for r in mine],
             strict=True,
         )
         out = net(to_unit(torch.from_numpy(np.stack(faces))) * 2 - 1)
@@ -127,7 +133,8 @@ def evaluate(net: MotionEncoder, cache: FrameCache, rows: np.ndarray) -> dict[st
     return {k: round(v, 3) for k, v in result.items()}
 
 
-def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, threads: int = 2) -> None:
+def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, threads: int = 2,
+          start: Path | None = None) -> None:  # fmt: skip
     """Train E_mot; writes `out` (.pt) every 250 steps and resumes from it."""
     torch.set_num_threads(threads)
     recipe = MotionRecipe(steps=steps, batch=batch)
@@ -143,6 +150,11 @@ def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, thread
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         step = int(state["step"])
+    elif start is not None:
+        known = torch.load(start, weights_only=True)["net"]
+        own = net.state_dict()
+        fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
+        net.load_state_dict({**own, **fitting})
     schedule = lambda s: recipe.lr * min(1, (s + 1) / 200) * 0.5 * (1 + np.cos(np.pi * min(1, s / recipe.steps)))  # noqa: E731
     weight = lip_weights(cache)
     stream = batches(sampler(cache, rows.train, recipe), size=recipe.batch, seed=recipe.seed, start=step)
@@ -151,7 +163,7 @@ def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, thread
     while step < recipe.steps:
         data = next(stream)
         for group in optimiser.param_groups:
-            group["lr"] = schedule(step)
+            group["lr"] = float(schedule(step))
         with torch.autocast("cpu", torch.bfloat16):
             read = net(to_unit(data["face"]) * 2 - 1)
         parts = losses({k: v.float() for k, v in read.items()}, data, weight)

@@ -270,19 +270,19 @@ class FactorControl {
   /** @param {Slider} slider */
   #sliderRow(slider) {
     const id = `${this.factor}-slider-${slider.name.replace(/\W+/g, "-")}`;
-    const span = slider.maximum - slider.minimum || 1;
+    const { minimum = 0, maximum = 1, default: initial = 0 } = slider;
+    const span = maximum - minimum || 1;
     const input = element("input", {
-      id, type: "range", class: "range", min: slider.minimum, max: slider.maximum, step: "any",
-      value: slider.default,
+      id, type: "range", class: "range", min: minimum, max: maximum, step: "any", value: initial,
     });
     const output = element("output", { class: "value", for: id });
     const show = () => {
       const value = input.valueAsNumber;
-      input.style.setProperty("--fill", `${((value - slider.minimum) / span) * 100}%`);
+      input.style.setProperty("--fill", `${((value - minimum) / span) * 100}%`);
       output.textContent = value.toFixed(2).replace("-", "−");
       input.setAttribute("aria-valuetext", value.toFixed(2));
     };
-    input.value = String(this.#values.get(slider.name) ?? slider.default);
+    input.value = String(this.#values.get(slider.name) ?? initial);
     show();
     input.addEventListener("input", () => {
       show();

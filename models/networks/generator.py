@@ -140,6 +140,7 @@ class KernelFlow(nn.Module):
     grid: Tensor
     one_hot: Tensor
     on_head: Tensor
+    irises: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -150,6 +151,12 @@ class KernelFlow(nn.Module):
         width[LANDMARKS:] = 0.07
         self.log_precision = nn.Parameter(-2 * width.log() - 0.6931)
         self.strength = nn.Parameter(torch.zeros(count))
+        # A shut lid hides the iris behind it: its points must not hold the eye open.
+        self.hide = nn.Parameter(torch.tensor(9.0))
+        irises = torch.zeros(2, count)
+        irises[0, GROUPS["iris_left"]] = 1
+        irises[1, GROUPS["iris_right"]] = 1
+        self.register_buffer("irises", irises)
         axis = (torch.arange(size) + 0.5) / size
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         self.register_buffer("grid", torch.stack([x, y], -1).view(-1, 2))
@@ -157,7 +164,7 @@ class KernelFlow(nn.Module):
         self.register_buffer("on_head", (_group_index() != 8).float())
 
     def forward(
-        self, source_BK2: Tensor, driving_BK2: Tensor, turn_B22: Tensor
+        self, source_BK2: Tensor, driving_BK2: Tensor, turn_B22: Tensor, closure_B2: Tensor
     ) -> tuple[Tensor, Tensor]:
         """-> flow (B, 2, S, S) in crop units and group maps (B, 9, S, S)."""
         grid = self.grid
@@ -168,7 +175,8 @@ class KernelFlow(nn.Module):
             - 2 * torch.matmul(grid, driving_BK2.transpose(1, 2))
             + (driving_BK2 * driving_BK2).sum(2)[:, None, :]
         )
-        weights = torch.softmax(self.strength - squared * precision, dim=2)
+        strength = self.strength - self.hide * torch.matmul(closure_B2, self.irises)
+        weights = torch.softmax(strength[:, None] - squared * precision, dim=2)
         head = self.on_head[None, :, None]
         turned = torch.matmul(driving_BK2, turn_B22.transpose(1, 2))
         constant = source_BK2 - head * turned - (1 - head) * driving_BK2
@@ -264,7 +272,9 @@ class Generator(nn.Module):
         """Flow at 64 x 64 and everything the decoder needs besides the pixels."""
         source = self.geometry(shape, source_code)
         driving = self.geometry(shape, driving_code)
-        coarse, maps = self.kernel(source, driving, _plane_turn(source_code, driving_code))
+        turn = _plane_turn(source_code, driving_code)
+        closure = driving_code[:, FACTOR_SLICES["eye"]][:, :2].clamp(0, 1)
+        coarse, maps = self.kernel(source, driving, turn, closure)
         size = self.config.flow_size
         shift = coarse - self.kernel.grid.t().reshape(1, 2, size, size)
         hints = torch.cat([maps, shift * 8, shift.abs().sum(1, keepdim=True) * 8], 1)

@@ -38,6 +38,8 @@ class Appearance:
     """The portrait's own motion code."""
     shape: Array
     """(152, 3) float32: neutral head shape in the head frame (see `models.face`)."""
+    landmarks: Array
+    """(152, 2) float32: the portrait's landmarks in canonical crop units."""
 
 
 @dataclass(frozen=True, slots=True)

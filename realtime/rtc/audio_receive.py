@@ -108,7 +108,7 @@ class AudioReceiveBuffer:
         decode: Decode,
         *,
         hold_s: float = 0.010,
-        starve_s: float = 0.100,
+        starve_s: float = 0.060,
         rebase_s: float = 0.300,
     ) -> None:
         self.stats = AudioReceiveStats()

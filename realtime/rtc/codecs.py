@@ -45,6 +45,7 @@ class OpusEncoder:
         }
         self._pending: Pcm = np.zeros(0, np.int16)
         self._at = 0
+        self._encoded = 0
 
     def encode(self, pcm: Pcm, index: int) -> list[tuple[bytes, int]]:
         """Take (n,) int16 starting at 48 kHz sample `index`; return (payload, timestamp) pairs.
@@ -63,11 +64,13 @@ class OpusEncoder:
             frame = av.AudioFrame.from_ndarray(chunk[None], format="s16", layout="mono")
             frame.sample_rate = WIRE_RATE_HZ
             frame.time_base = _AUDIO_BASE
-            frame.pts = self._at
-            self._at += OPUS_PACKET_SAMPLES
+            frame.pts = self._encoded
             for packet in self._codec.encode(frame):
-                if packet.pts is not None:
-                    packets.append((bytes(packet), packet.pts))
+                # libopus answers every frame with its packet, stamped earlier by its delay.
+                delay = self._encoded - (packet.pts or 0)
+                packets.append((bytes(packet), self._at - delay))
+            self._at += OPUS_PACKET_SAMPLES
+            self._encoded += OPUS_PACKET_SAMPLES
         return packets
 
 

@@ -134,7 +134,7 @@ class VideoReceiveBuffer:
                 missing.asked_at = now
                 result.nack.append(seq & 0xFFFF)
         self.stats.nacks += len(result.nack)
-        if self._need_key and self._next is not None and now >= self._next_pli():
+        if self._wants_key() and now >= self._next_pli():
             self._pli_at = now
             self.stats.plis += 1
             result.pli = True
@@ -144,7 +144,7 @@ class VideoReceiveBuffer:
         """When `poll` must be called even if no packet comes."""
         due = [m.since + self._give_up_s for m in self._missing.values()]
         due += [self._ask_at(m) for m in self._missing.values() if m.asked < MAX_NACKS]
-        if self._need_key and self._pli_at is not None:
+        if self._wants_key() and self._pli_at is not None:
             due.append(self._next_pli())
         return min(due) if due else None
 
@@ -152,6 +152,12 @@ class VideoReceiveBuffer:
         if missing.asked == 0:
             return missing.since
         return missing.asked_at + max(self.round_trip_s, 0.010)
+
+    def _wants_key(self) -> bool:
+        """A key frame is needed and none is on its way in."""
+        if not self._need_key or self._next is None:
+            return False
+        return not any(fragment.key_start for fragment, _ in self._stored.values())
 
     def _next_pli(self) -> float:
         return float("-inf") if self._pli_at is None else self._pli_at + self._pli_interval_s

@@ -73,7 +73,9 @@ class Clip:
 def save_clip(path: Path, clip: Clip) -> None:
     """Write `clip` to an .npz file that `load_clip` reads."""
     with path.open("wb") as file:
-        np.savez_compressed(file, version=np.int64(CLIP_VERSION), fps=np.int64(FPS), codes=clip.codes)
+        np.savez_compressed(
+            file, version=np.int64(CLIP_VERSION), fps=np.int64(FPS), codes=clip.codes
+        )
 
 
 def load_clip(path: Path, name: str | None = None) -> Clip:
@@ -86,5 +88,7 @@ def load_clip(path: Path, name: str | None = None) -> Clip:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ClipError(f"{path.name} is not a motion clip.") from error
     if version != CLIP_VERSION or fps != FPS:
-        raise ClipError(f"{path.name} is a clip of version {version} at {fps} fps, not usable here.")
+        raise ClipError(
+            f"{path.name} is a clip of version {version} at {fps} fps, not usable here."
+        )
     return Clip(codes, name or path.stem)

@@ -121,7 +121,7 @@ class Idle:
         pose[4] -= BREATH_Y * breath
         pose *= smoothstep(seconds / _WARM_UP_S)
         pose[1] -= math.radians(NOD_DEG) * moment.emphasis
-        return pose.astype(np.float32)
+        return np.asarray(pose, np.float32)
 
     def _gaze(self, frame_index: int) -> NDArray[np.float64]:
         """(2,) gaze in the middle of the frame, in units of 20 degrees."""

@@ -56,9 +56,7 @@ def _two_way(name: str, label: str, code: Array) -> SliderSpec:
 
 
 def _face(name: str, label: str, up: dict[str, float], down: dict[str, float]) -> SliderSpec:
-    return _spec(
-        name, label, presets.expression(up), presets.expression(down) if down else None
-    )
+    return _spec(name, label, presets.expression(up), presets.expression(down) if down else None)
 
 
 _SPECS: dict[Factor, list[SliderSpec]] = {

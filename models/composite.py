@@ -1,0 +1,32 @@
+"""From the generator's drawing to pixels at any output size.
+
+`out = mask * warp(source, flow) + (1 - mask) * rgb`: what the warp can show comes from the
+source picture's own pixels at full resolution; only mouth, lids and what comes into view
+are drawn. Runs on the render worker's thread.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.runtime.engine import Drawing
+
+
+def compose(drawing: Drawing, source: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Draw one frame (size, size, 3) uint8 RGB; `source` is the canonical crop at `size`.
+
+    A source of another size is an error, so that nobody resizes it 25 times a second.
+    """
+    if source.shape != (size, size, 3):
+        raise ValueError(f"source must be ({size}, {size}, 3), got {source.shape}")
+    # Flow is in [0, 1]; a pixel's centre lies at +0.5.
+    positions = cv2.resize(drawing.flow, (size, size), interpolation=cv2.INTER_LINEAR)
+    positions = positions * np.float32(size) - np.float32(0.5)
+    warped = cv2.remap(source, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    mask, drawn = drawing.mask, np.clip(drawing.rgb * 255 + 0.5, 0, 255).astype(np.uint8)
+    if size != mask.shape[0]:
+        mask = cv2.resize(mask, (size, size), interpolation=cv2.INTER_LINEAR)
+        drawn = cv2.resize(drawn, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.blendLinear(warped, drawn, mask, 1 - mask), np.uint8)

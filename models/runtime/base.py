@@ -1,0 +1,112 @@
+"""What all runtimes share: the networks are pure functions, everything else is numpy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.codes import FACTORS, Array, MotionCode
+from models.config import ModelConfig
+from models.face import CANONICAL_ORIGIN, LANDMARKS, warp_crop
+from models.rates import MEL_BANDS
+from models.runtime.engine import Appearance, Drawing, MotionReading
+
+Network = Literal["audio", "motion", "appearance", "generator"]
+
+#: Small crop movements under which a portrait is read and averaged: (dx, dy, zoom).
+_READINGS = [(0.0, 0.0, 1.0), (0.015, 0.0, 1.03), (-0.015, 0.01, 0.97), (0.0, -0.015, 1.02),
+             (0.01, 0.015, 0.98)]  # fmt: skip
+
+
+class BaseEngine(ABC):
+    """Implements `models.runtime.engine.Engine` on top of `run`."""
+
+    name: str
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config: ModelConfig = checkpoint.config
+        self.face = checkpoint.face
+        self.reason = ""
+
+    @abstractmethod
+    def run(self, network: Network, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Run one network on float32 arrays with a batch axis; returns its named outputs."""
+
+    def warm_up(self) -> None:
+        """Run every network once on noise, so that the first real frame is not the slow one."""
+        size = self.config.image_size
+        image = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
+        self.audio(np.zeros((self.config.mel_window, MEL_BANDS), np.float32))
+        appearance = self.appearance(image)
+        self.draw(appearance, appearance.code)
+
+    def audio(self, mel_TM: Array) -> Array:
+        """See `Engine.audio`."""
+        expected = (self.config.mel_window, MEL_BANDS)
+        if mel_TM.shape != expected:
+            raise ValueError(f"mel window must be {expected}, got {mel_TM.shape}")
+        return self.run("audio", {"mel": mel_TM[None]})["lip"][0]
+
+    def motion(self, face_HWC: NDArray[np.uint8]) -> MotionReading:
+        """See `Engine.motion`."""
+        out = self.run("motion", {"face": _to_network(face_HWC)})
+        code = MotionCode(**{f: out[f][0] for f in FACTORS})
+        return MotionReading(code, out["landmarks"][0])
+
+    def appearance(self, source_HWC: NDArray[np.uint8]) -> Appearance:
+        """See `Engine.appearance`; the reading is averaged over small crop movements."""
+        code, landmarks = self._read_portrait(source_HWC)
+        features = self.run("appearance", {"source": _to_network(source_HWC)})
+        half = self.config.image_size // 2
+        small = cv2.resize(source_HWC, (half, half), interpolation=cv2.INTER_AREA)
+        features["rgb128"] = _to_network(np.asarray(small, np.uint8))
+        return Appearance(features, code, self.face.lift(landmarks, code), landmarks)
+
+    def _read_portrait(self, source_HWC: NDArray[np.uint8]) -> tuple[MotionCode, Array]:
+        size = self.config.image_size
+        codes, points = [], np.zeros((LANDMARKS, 2), np.float64)
+        for dx, dy, zoom in _READINGS:
+            offset = (np.array([dx, dy]) + 0.5 * (1 - zoom)).astype(np.float32)
+            move = np.concatenate([np.eye(2, dtype=np.float32) * zoom, offset[:, None] * size], 1)
+            reading = self.motion(warp_crop(source_HWC, move.astype(np.float32), size))
+            pose = reading.code.pose.copy()
+            points += (reading.landmarks - offset) / zoom
+            pose[3:5] = _move_back(pose[3:5], offset, zoom)
+            pose[5] -= np.float32(np.log(zoom))
+            codes.append(reading.code.with_("pose", pose).concat())
+        mean = MotionCode.split(np.mean(codes, axis=0, dtype=np.float32))
+        return mean, (points / len(_READINGS)).astype(np.float32)
+
+    def draw(self, appearance: Appearance, driving: MotionCode) -> Drawing:
+        """See `Engine.draw`."""
+        out = self.run(
+            "generator",
+            {
+                **appearance.features,
+                "shape": appearance.shape[None],
+                "source_code": appearance.code.concat()[None],
+                "driving_code": driving.concat()[None],
+            },
+        )
+        flow = np.ascontiguousarray(out["flow"][0].transpose(1, 2, 0))
+        return Drawing(flow, out["mask"][0, 0], np.ascontiguousarray(out["rgb"][0].transpose(1, 2, 0)))
+
+
+def _move_back(translation: Array, offset: Array, zoom: float) -> Array:
+    """Translation code before the crop was moved by `offset` and `zoom`."""
+    moved = translation + CANONICAL_ORIGIN
+    return np.asarray((moved - offset) / zoom - CANONICAL_ORIGIN, np.float32)
+
+
+def _to_network(image_HWC: NDArray[np.uint8]) -> Array:
+    """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32 in [-1, 1]."""
+    planes = image_HWC.transpose(2, 0, 1)[None].astype(np.float32)
+    return planes / np.float32(127.5) - np.float32(1)
+
+
+__all__ = ["BaseEngine", "Network"]

@@ -1,0 +1,68 @@
+"""Prometheus metrics of one server: units in the names, few labels, never a client's id."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+LATENCY_BUCKETS_S = (
+    0.002, 0.005, 0.010, 0.015, 0.020, 0.025, 0.030, 0.040, 0.050, 0.075, 0.1, 0.15, 0.25, 0.5,
+)  # fmt: skip
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """All metrics, in a registry of their own. Event loop only."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        r = self.registry
+        self.sessions = Gauge("visavis_sessions", "Sessions open now.", registry=r)
+        self.sessions_total = Counter(
+            "visavis_sessions_ended", "Sessions that ended, by reason.", ["reason"], registry=r
+        )
+        self.refused = Counter(
+            "visavis_sessions_refused", "Sessions that were refused, by reason.", ["reason"],
+            registry=r,
+        )  # fmt: skip
+        self.engine_ready = Gauge("visavis_engine_ready", "1 when the engine is warm.", registry=r)
+        self.frames = Counter(
+            "visavis_frames", "Video frames by what became of them.", ["result"], registry=r
+        )
+        self.added_latency = Histogram(
+            "visavis_added_latency_seconds",
+            "Mic packet in to avatar packet out, less the algorithmic part.",
+            buckets=LATENCY_BUCKETS_S, registry=r,
+        )  # fmt: skip
+        self.stage = Histogram(
+            "visavis_stage_seconds", "Duration of one stage of a frame.", ["stage"],
+            buckets=LATENCY_BUCKETS_S, registry=r,
+        )  # fmt: skip
+        self.time_to_first_frame = Histogram(
+            "visavis_first_frame_seconds", "Offer received to first frame sent.",
+            buckets=(0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0), registry=r,
+        )  # fmt: skip
+        self.av_skew = Histogram(
+            "visavis_av_skew_seconds", "How much later than its sound a picture leaves.",
+            buckets=(-0.08, -0.04, -0.02, -0.01, 0.0, 0.01, 0.02, 0.04, 0.08), registry=r,
+        )  # fmt: skip
+        self.audio_concealed = Counter(
+            "visavis_audio_concealed_seconds", "Sound invented for lost packets.", registry=r
+        )
+        self.audio_filled = Counter(
+            "visavis_audio_filled_seconds", "Silence filled while nothing came.", registry=r
+        )
+        self.key_frames = Counter("visavis_key_frames", "Key frames encoded.", registry=r)
+        self.messages = Counter(
+            "visavis_control_messages", "Control messages by result.", ["result"], registry=r
+        )
+        self.portraits = Gauge("visavis_portraits_uploaded", "Uploads in memory.", registry=r)
+        self.loop_lag = Histogram(
+            "visavis_loop_lag_seconds", "How late the event loop wakes a timer.",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5), registry=r,
+        )  # fmt: skip
+
+    def text(self) -> bytes:
+        """The exposition format, UTF-8."""
+        return generate_latest(self.registry)
