@@ -17,7 +17,7 @@ import re
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.portrait import Portrait, PortraitError
-from models.runtime.engine import Appearance, Engine
+from models.runtime.engine import Engine
 from realtime.errors import NotFoundError, UnavailableError, UnusableError
 from realtime.protocol import PortraitInfo
 from realtime.worker import RenderWorker, WorkerBusyError
@@ -55,15 +55,6 @@ class _Listing(msgspec.Struct, frozen=True):
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class SizedPortrait:
-    """A portrait whose source picture has the size that a session draws at."""
-
-    image_HWC: Pixels
-    """(size, size, 3) uint8 RGB."""
-    appearance: Appearance
-
-
 @dataclass(slots=True)
 class _Entry:
     info: PortraitInfo
@@ -72,7 +63,6 @@ class _Entry:
     owner: str = ""
     thumbnail: bytes = b""
     preparing: asyncio.Task[Portrait] | None = None
-    sized: dict[int, SizedPortrait] = field(default_factory=dict)
 
 
 class PortraitStore:
@@ -121,18 +111,13 @@ class PortraitStore:
             self._uploads.popitem(last=False)
         return info
 
-    async def get(self, id: str, size: int) -> tuple[PortraitInfo, SizedPortrait]:
-        """Return a portrait for drawing at `size` pixels, prepared now if it was not yet.
+    async def get(self, id: str) -> Portrait:
+        """Return a portrait, prepared now if it was not yet.
 
         Raises NotFoundError, UnusableError, UnavailableError.
         """
         entry = self._entry(id)
-        portrait = entry.portrait or await self._prepared(entry)
-        sized = entry.sized.get(size)
-        if sized is None:
-            image = await asyncio.to_thread(_resize, portrait.image, size)
-            sized = entry.sized[size] = SizedPortrait(image, portrait.appearance)
-        return entry.info, sized
+        return entry.portrait or await self._prepared(entry)
 
     async def thumbnail(self, id: str) -> bytes:
         """JPEG, 256 pixels. Raises NotFoundError."""
@@ -142,11 +127,10 @@ class PortraitStore:
             entry.thumbnail = await asyncio.to_thread(_thumbnail, image)
         return entry.thumbnail
 
-    async def prepare_bundled(self, may_go_on: Callable[[], bool]) -> None:
-        """Prepare all bundled portraits one after another, waiting while `may_go_on` is False."""
+    async def prepare_bundled(self, idle: asyncio.Event) -> None:
+        """Prepare all bundled portraits one after another, whenever `idle` is set."""
         for entry in list(self._bundled.values()):
-            while not may_go_on():
-                await asyncio.sleep(1.0)
+            await idle.wait()
             try:
                 await self._prepared(entry)
             except UnusableError as error:

@@ -192,13 +192,16 @@ def _lip_basis(names: list[str], speech: F64, basis: F64, mirror: NDArray[np.int
 def _one_sided(basis: F64, mean: F64) -> F64:
     """Left and right shapes that were always driven together are split at the face's middle."""
     out = basis.copy()
-    start = DIMS["lip"] + DIMS["eye"]
-    right_weight = 1 / (1 + np.exp(-mean[:, 0] / 0.4))[:, None]
+    at_right = 1 / (1 + np.exp(-mean[:, 0] / 0.4))[:, None]
+    eye = DIMS["lip"]
+    pairs = [(eye + 1, eye), (eye + 5, eye + 4)]
+    exp = eye + DIMS["eye"]
     for i, name in enumerate(EXPRESSION_NAMES):
         if name.endswith("_L"):
-            both = basis[start + i] + basis[start + EXPRESSION_NAMES.index(_swap_side(name))]
-            out[start + i] = both * right_weight
-            out[start + EXPRESSION_NAMES.index(_swap_side(name))] = both * (1 - right_weight)
+            pairs.append((exp + i, exp + EXPRESSION_NAMES.index(_swap_side(name))))
+    for right, left in pairs:
+        both = basis[right] + basis[left]
+        out[right], out[left] = both * at_right, both * (1 - at_right)
     return out
 
 

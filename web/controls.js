@@ -9,8 +9,8 @@ import { byId, element, icon, readable, throttled } from "./dom.js";
 
 /** @type {{factor: Factor, title: string, hint: string, icon: string}[]} */
 const FACTORS = [
-  { factor: "lip", title: "Lips", hint: "How the mouth follows speech", icon: "lips" },
-  { factor: "pose", title: "Head", hint: "Turning, nodding and tilting", icon: "head" },
+  { factor: "lip", title: "Lips", hint: "The mouth as you speak", icon: "lips" },
+  { factor: "pose", title: "Head", hint: "Turn, nod and tilt", icon: "head" },
   { factor: "eye", title: "Eyes", hint: "Gaze and blinking", icon: "eye" },
   { factor: "exp", title: "Expression", hint: "Brows, smile and mood", icon: "mood" },
 ];

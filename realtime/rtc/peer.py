@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import av
@@ -256,6 +257,10 @@ class RtcPeer:
             round_trip_ms=min(rtts) * 1000 if rtts else None,
         )
 
+    def close_soon(self, reason: str) -> None:
+        """Begin to close and return at once."""
+        self._begin_close(reason)
+
     async def close(self, reason: str = "closed") -> None:
         """Close and wait until everything of this peer has ended. Any number of times."""
         self._begin_close(reason)
@@ -344,11 +349,11 @@ class RtcPeer:
             if self._close_task is None:
                 if self._capture is None:
                     self.set_capture_origin(block.index + len(block.pcm))
-                self._handler.on_audio(block)
+                self._guarded(partial(self._handler.on_audio, block))
 
     def _on_frame(self, frame: av.VideoFrame) -> None:
         if self._close_task is None:
-            self._handler.on_video(frame)
+            self._guarded(lambda: self._handler.on_video(frame))
 
     def _on_state(self) -> None:
         state = self._pc.connectionState
@@ -375,7 +380,17 @@ class RtcPeer:
     def _on_channel_message(self, message: str | bytes) -> None:
         if self._close_task is None:
             data = message.encode() if isinstance(message, str) else message
-            self._handler.on_message(data)
+            self._guarded(lambda: self._handler.on_message(data))
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """A handler that raises ends its own session, and not through aiortc's receive loop."""
+        try:
+            call()
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a peer's handler failed", "exception": error}
+            )
+            self._begin_close("internal error")
 
     def _begin_close(self, reason: str) -> None:
         if self._close_task is None:

@@ -1,0 +1,151 @@
+"""The `control` channel's logic, free of I/O: bounds, dispatch and notices with hysteresis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from realtime.pipeline import Pipeline, SourceError
+from realtime.protocol import (
+    MAX_MESSAGE_BYTES,
+    ClientStats,
+    Notice,
+    Pause,
+    Ping,
+    Pong,
+    Recenter,
+    ServerMessage,
+    SetGain,
+    SetSlider,
+    SetSource,
+    State,
+    decode_client,
+)
+from realtime.settings import LIMITS, Limits
+from realtime.sources import WebcamStatus
+
+MISSING_AFTER_S = 2.0
+FOUND_AFTER_S = 0.5
+
+
+class RateLimit:
+    """Token bucket. `clock` gives seconds."""
+
+    def __init__(self, per_s: float, burst: int, clock: Callable[[], float]) -> None:
+        self._per_s, self._burst, self._clock = per_s, burst, clock
+        self._tokens, self._at = float(burst), clock()
+        self.refused = 0
+        """How many in total were one too many."""
+
+    def allow(self) -> bool:
+        """Take one token if there is one."""
+        now = self._clock()
+        self._tokens = min(float(self._burst), self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        if self._tokens < 1.0:
+            self.refused += 1
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+class Control:
+    """Applies the messages of one client to one pipeline. Belongs to the session's loop."""
+
+    def __init__(
+        self, pipeline: Pipeline, clock: Callable[[], float], limits: Limits = LIMITS
+    ) -> None:
+        self.client_stats: ClientStats | None = None
+        """What the receiver measured last."""
+        self.acted_at = clock()
+        """When a person last did something here."""
+        self._pipeline = pipeline
+        self._clock = clock
+        self._limits = limits
+        self._rate = RateLimit(limits.messages_per_s, limits.message_burst, clock)
+        self._warned_at = float("-inf")
+
+    @property
+    def abusive(self) -> bool:
+        """Whether the client ignores its limits so much that the session should end."""
+        return self._rate.refused > self._limits.message_abuse
+
+    def handle(self, data: bytes) -> list[ServerMessage]:
+        """Decode and apply one message; returns the replies. Bad ones change nothing."""
+        if not self._rate.allow():
+            return self._warn()
+        if len(data) > MAX_MESSAGE_BYTES:
+            return [Notice("error", "message_too_long", "That message was too long.")]
+        try:
+            message = decode_client(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return [Notice("error", "message_unknown", f"That message was not understood: {error}")]
+        if isinstance(message, Ping):
+            return [Pong(message.t_ms)]
+        if isinstance(message, ClientStats):
+            self.client_stats = message
+            return []
+        self.acted_at = self._clock()
+        try:
+            self._apply(message)
+        except (SourceError, ValueError) as error:
+            return [Notice("error", "source_unusable", str(error)), self.state()]
+        return [self.state()]
+
+    def state(self) -> State:
+        """Sources, gains and pause as they are now."""
+        return State(self._pipeline.paused, self._pipeline.states())
+
+    def _apply(self, message: SetSource | SetGain | SetSlider | Pause | Recenter) -> None:
+        pipeline = self._pipeline
+        if isinstance(message, SetSource):
+            pipeline.set_source(message.factor, message.source, message.name, message.fade_ms)
+        elif isinstance(message, SetGain):
+            pipeline.set_gain(message.factor, message.gain)
+        elif isinstance(message, SetSlider):
+            pipeline.set_sliders(message.factor, message.values)
+        elif isinstance(message, Pause):
+            pipeline.set_paused(message.paused)
+        else:
+            pipeline.recenter()
+
+    def _warn(self) -> list[ServerMessage]:
+        now = self._clock()
+        if now - self._warned_at < 1.0:
+            return []
+        self._warned_at = now
+        text = "Too many messages at once; some were ignored."
+        return [Notice("warning", "too_many_messages", text)]
+
+
+class FaceNotices:
+    """`face_missing` and `face_found`, without chatter."""
+
+    def __init__(self) -> None:
+        self._missing = False
+        self._since: float | None = None
+
+    def update(self, status: WebcamStatus, now: float) -> Notice | None:
+        """Take the webcam's status at `now` (seconds); returns a notice when it is due.
+
+        A face must be missing for 2 s, and then be back for 0.5 s. A webcam that is off is
+        nobody's fault.
+        """
+        if status == "off":
+            self._missing, self._since = False, None
+            return None
+        changes = (status == "searching") != self._missing
+        if not changes:
+            self._since = None
+            return None
+        if self._since is None:
+            self._since = now
+        wait = FOUND_AFTER_S if self._missing else MISSING_AFTER_S
+        if now - self._since < wait:
+            return None
+        self._missing, self._since = not self._missing, None
+        if self._missing:
+            text = "No face is seen. Sit in front of the camera, in the light."
+            return Notice("warning", "face_missing", text)
+        return Notice("info", "face_found", "Your face is seen again.")
