@@ -168,6 +168,7 @@ class Pipeline:
         self._origin_ns: int | None = None
         self._audio_ns: int | None = None
         self._late = 0
+        self._heard = 0
         self._ramp = 1.0
 
     # --- sound ------------------------------------------------------------------------
@@ -264,11 +265,14 @@ class Pipeline:
         late = min(len(mono), self._head - start)
         fresh = len(mono) - late
         self.stats.late_samples += late
-        self._late = max(0, self._late + late - fresh // 2)
+        # What was heard before is a duplicate; only what silence took the place of is missed.
+        missed = max(0, min(start + late - self._heard, late))
+        self._late = max(0, self._late + missed - fresh // 2)
         if fresh == 0:
             return
         self.stats.audio_samples += fresh
         self._append(mono[late:], ticks, now)
+        self._heard = self._head
         self._follow(now)
 
     def _follow(self, now: int) -> None:

@@ -19,6 +19,8 @@ from models.rates import MODEL_RATE_HZ
 
 #: How many past levels can be asked for: more than a second at 10 ms.
 _HISTORY = 128
+#: A step whose samples all stay below this (-48 dBFS) is no speech whatever webrtcvad says.
+SILENCE_PEAK = 130
 
 
 class _Levels:
@@ -45,10 +47,10 @@ class _Levels:
 class SpeechGate:
     """Streaming gate on 16 kHz mono; belongs to one thread.
 
-    Times are in samples at 16 kHz. webrtcvad itself needs 60-90 ms to notice an end, so
-    the gate closes about 150 ms after the last sound and the gain is 0 `release_samples`
-    later; a frame's audio window reaches 40-80 ms past the frame's start, which gives
-    most of that back.
+    Times are in samples at 16 kHz. The gain is 0 `hangover_samples + release_samples`
+    (190 ms) after the last sound, up to 90 ms later in noise, where webrtcvad lingers. A
+    frame's audio window reaches 40-80 ms past the frame's start, so on the screen the
+    mouth is shut about 120 ms after the sound.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class SpeechGate:
         frame_ms: Literal[10, 20, 30] = 10,
         aggressiveness: int = 2,
         onset_samples: int = 320,
-        hangover_samples: int = 960,
+        hangover_samples: int = 1120,
         attack_samples: int = 640,
         release_samples: int = 1920,
     ) -> None:
@@ -100,7 +102,9 @@ class SpeechGate:
         return level * level * (3.0 - 2.0 * level)
 
     def _decide(self, frame: np.ndarray[tuple[int], np.dtype[np.int16]]) -> None:
-        if self._vad.is_speech(frame.tobytes(), MODEL_RATE_HZ):
+        # webrtcvad lingers on the noise it knows; silence is silence at once.
+        loud = int(np.abs(frame).max()) >= SILENCE_PEAK
+        if self._vad.is_speech(frame.tobytes(), MODEL_RATE_HZ) and loud:
             self._voiced += self._step
             self._unvoiced = 0
             self._open = self._open or self._voiced >= self._onset

@@ -170,3 +170,13 @@ def _compose(a: F32, b: F32) -> F32:
     """Transform that applies b first."""
     row = np.array([[0, 0, 1]], np.float32)
     return (np.concatenate([a, row]) @ np.concatenate([b, row]))[:2].astype(np.float32)
+
+
+def rarity(cache: FrameCache) -> NDArray[np.float64]:
+    """How much more often a frame should be drawn: shut lids, open mouths and smiles are rare."""
+    code = cache.code.astype(np.float64)
+    lip, eye, exp = code[:, FACTOR_SLICES["lip"]], code[:, _EYE], code[:, _EXP]
+    shut = np.clip(eye[:, :2].mean(1), 0, 1) ** 2
+    opened = np.clip(lip[:, 0], 0, 3)
+    moved = np.abs(exp).max(1)
+    return np.asarray(1 + 8 * shut + opened + moved)

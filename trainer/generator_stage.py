@@ -26,7 +26,7 @@ from models.config import ModelConfig
 from models.face import GROUPS
 from models.networks.generator import AppearanceEncoder, Generator, resize, warp
 from trainer.cache import SIZE
-from trainer.frames import FrameCache, augmented, random_similarity
+from trainer.frames import FrameCache, augmented, random_similarity, rarity
 from trainer.loader import Sample, batches, to_unit
 
 U8 = NDArray[np.uint8]
@@ -109,16 +109,6 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
         }
 
     return make
-
-
-def rarity(cache: FrameCache) -> NDArray[np.float64]:
-    """How much more often a frame should drive: shut lids, open mouths and smiles are rare."""
-    code = cache.code.astype(np.float64)
-    lip, eye, exp = (code[:, FACTOR_SLICES[f]] for f in ("lip", "eye", "exp"))
-    shut = np.clip(eye[:, :2].mean(1), 0, 1) ** 2
-    opened = np.clip(lip[:, 0], 0, 3)
-    moved = np.abs(exp).max(1)
-    return np.asarray(1 + 8 * shut + opened + moved)
 
 
 def exact_shape(face: nn.Module, shape: Tensor, code: Tensor, landmarks: Tensor) -> Tensor:

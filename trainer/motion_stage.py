@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from models.codes import DIMS, FACTOR_SLICES, FACTORS
 from models.config import ModelConfig
+from models.face import GROUPS
 from models.networks.motion import MotionEncoder
 from trainer.cache import SIZE
-from trainer.frames import FrameCache, augmented, degrade, random_similarity
+from trainer.frames import FrameCache, augmented, degrade, random_similarity, rarity
 from trainer.loader import Sample, batches, to_unit
 
 
@@ -44,6 +45,8 @@ _TRUST = {
     "grid": {"lip": 1.0, "pose": 1.0, "eye": 1.0, "exp": 0.2},
     "still": {"lip": 0.0, "pose": 1.0, "eye": 0.0, "exp": 0.0},
 }
+_LOCAL = (("eye_left", "iris_left"), ("eye_right", "iris_right"), ("lips_outer", "lips_inner"),
+          ("brow_left", "eye_left"), ("brow_right", "eye_right"))  # fmt: skip
 #: One unit of these scaled codes is an error that a person would see.
 _SCALE = {"lip": 1.5, "pose": 10.0, "eye": 4.0, "exp": 4.0}
 
@@ -57,12 +60,20 @@ def sampler(cache: FrameCache, rows: np.ndarray, recipe: MotionRecipe) -> object
     misc = by_kind["grid"][cache.person[by_kind["grid"]] != "s1"]
     whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
 
+    rare = rarity(cache)
+    totals: dict[int, np.ndarray] = {}
+
+    def _running(pool: np.ndarray) -> np.ndarray:
+        if id(pool) not in totals:
+            sums = np.cumsum(rare[pool])
+            totals[id(pool)] = sums / sums[-1]
+        return totals[id(pool)]
+
     def make(rng: np.random.Generator) -> Sample:
         kind = str(rng.choice(["synth", "grid", "still"], p=recipe.share))
         pool = misc if kind == "grid" and len(misc) and rng.random() < 0.2 else by_kind[kind]
-        row = int(rng.choice(pool))
-        wide = kind != "still"
-        move = random_similarity(rng, zoom=0.12, angle=0.15, shift=0.05 if wide else 0.04)
+        row = int(pool[np.searchsorted(_running(pool), rng.random())])
+        move = random_similarity(rng, zoom=0.08, angle=0.08, shift=0.025)
         pixels, landmarks, code = augmented(
             cache, row, move, flip=rng.random() < 0.5, out=whole, size=SIZE
         )
@@ -97,8 +108,15 @@ def losses(out: dict[str, Tensor], batch: dict[str, Tensor], lip_weight: Tensor)
         error = (out[factor] - batch["code"][:, part]) * batch["trust"][:, part]
         error = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none") * 2
         result[factor] = (error * lip_weight).mean() if factor == "lip" else error.mean()
-    error = (out["landmarks"] - batch["landmarks"]).abs()
-    result["landmarks"] = (error.mean() + error[:, 56:].mean()) * 25
+    error = out["landmarks"] - batch["landmarks"]
+    result["landmarks"] = (error.abs().mean() + error[:, 56:].abs().mean()) * 25
+    # Irises, lids, brows and lips against their own surroundings: gaze and blinks are
+    # movements of one or two pixels that the place of the face would drown.
+    local = []
+    for parts in _LOCAL:
+        points = torch.cat([error[:, GROUPS[name]] for name in parts], 1)
+        local.append((points - points.mean(1, keepdim=True)).abs().mean())
+    result["local"] = torch.stack(local).sum() * 25
     return result
 
 

@@ -14,15 +14,17 @@ export class ApiError extends Error {
    * @param {number} status HTTP status, 0 when there was no answer
    * @param {string} title
    * @param {string} detail
-   * @param {number} retryAfterS from Retry-After, seconds; only meaningful for 429 and 503
+   * @param {number} [retryAfterS] from Retry-After, seconds; only meaningful for 429 and 503
+   * @param {string} [code] last part of the problem's type, such as `full`
    */
-  constructor(status, title, detail, retryAfterS = DEFAULT_RETRY_S) {
+  constructor(status, title, detail, retryAfterS = DEFAULT_RETRY_S, code = "") {
     super(detail || title);
     this.name = "ApiError";
     this.status = status;
     this.title = title;
     this.detail = detail;
     this.retryAfterS = retryAfterS;
+    this.code = code;
   }
 
   /** True when trying again later, unchanged, can work. */
@@ -54,7 +56,8 @@ async function problemOf(response) {
     const body = await response.json();
     const title = typeof body.title === "string" ? body.title : response.statusText;
     const detail = typeof body.detail === "string" ? body.detail : "";
-    return new ApiError(response.status, title, detail, wait);
+    const code = typeof body.type === "string" ? body.type.split(/[/:]/).pop() : "";
+    return new ApiError(response.status, title, detail, wait, code);
   } catch {
     return new ApiError(response.status, `The server answered ${response.status}`, "", wait);
   }

@@ -100,9 +100,10 @@ class FactorControl {
   /** @type {HTMLElement} */ #cameraHint;
   /** @type {Record<string, string[]>} */ #names = {};
   /** @type {Map<string, number>} slider values of this and earlier sessions */ #values = new Map();
+  /** @type {Map<string, number>} slider values not sent yet */ #moved = new Map();
   #isCameraOn = false;
   #sendGain;
-  #sendSlider;
+  #sendSliders;
 
   /**
    * @param {{factor: Factor, title: string, hint: string, icon: string}} about
@@ -140,8 +141,10 @@ class FactorControl {
     this.#sendGain = throttled((_key, /** @type {number} */ gain) => {
       handlers.send({ type: "set_gain", factor: this.factor, gain });
     }, SEND_INTERVAL_MS);
-    this.#sendSlider = throttled((name, /** @type {number} */ value) => {
-      handlers.send({ type: "set_slider", factor: this.factor, values: { [name]: value } });
+    this.#sendSliders = throttled(() => {
+      const values = Object.fromEntries(this.#moved);
+      this.#moved.clear();
+      handlers.send({ type: "set_slider", factor: this.factor, values });
     }, SEND_INTERVAL_MS);
     this.#listen();
     this.#showGain(1);
@@ -287,7 +290,8 @@ class FactorControl {
     input.addEventListener("input", () => {
       show();
       this.#values.set(slider.name, input.valueAsNumber);
-      this.#sendSlider(slider.name, input.valueAsNumber);
+      this.#moved.set(slider.name, input.valueAsNumber);
+      this.#sendSliders("values", null);
     });
     return element("div", { class: "slider" },
       element("label", { for: id }, slider.label), input, output,

@@ -10,6 +10,8 @@ import { Call, MediaPathError } from "./rtc.js";
 import { pause } from "./dom.js";
 
 const RETRY_DELAYS_MS = [300, 1000, 2000, 4000, 8000];
+/** How often to ask a server that is still loading its networks. */
+const MAX_WAITS = 40;
 
 /** @typedef {'idle' | 'starting' | 'live' | 'reconnecting'} Phase */
 /** @typedef {Omit<SessionRequest, 'sdp' | 'type'>} Choice */
@@ -20,6 +22,7 @@ const RETRY_DELAYS_MS = [300, 1000, 2000, 4000, 8000];
  * @property {(message: ServerMessage) => void} onMessage
  * @property {(stream: MediaStream) => void} onStream
  * @property {(error: unknown, wasLive: boolean) => void} onFailure it gave up; phase is idle
+ * @property {(error: ApiError) => void} onWait the server is still loading; it is asked again
  * @property {() => Choice} choose what to open a session with, asked again at every attempt
  */
 
@@ -67,10 +70,25 @@ export class Conversation {
     try {
       await prepare();
       if (signal.aborted) return;
-      await this.#dial();
+      await this.#dialWhenReady(signal);
       if (!signal.aborted) this.#enter("live");
     } catch (error) {
       if (!signal.aborted) await this.#giveUp(error, false);
+    }
+  }
+
+  /** @param {AbortSignal} signal */
+  async #dialWhenReady(signal) {
+    for (let waits = 0; ; waits += 1) {
+      try {
+        return await this.#dial();
+      } catch (error) {
+        const isLoading = error instanceof ApiError && error.code === "not-ready";
+        if (!isLoading || waits >= MAX_WAITS || signal.aborted) throw error;
+        this.#handlers.onWait(error);
+        await Promise.all([this.#call?.close(), pause(error.retryAfterS * 1000, signal)]);
+        if (signal.aborted) throw error;
+      }
     }
   }
 

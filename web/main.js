@@ -1,7 +1,7 @@
 // @ts-check
 /**
  * Puts the page together: portraits, devices, conversation, controls, numbers and messages.
- * @import {Hello, PortraitInfo, SessionRequest, ServerMessage} from './protocol.js'
+ * @import {Hello, Notice, PortraitInfo, SessionRequest, ServerMessage} from './protocol.js'
  */
 
 import { ApiError } from "./api.js";
@@ -10,7 +10,7 @@ import { Conversation } from "./conversation.js";
 import { Devices, explain, listDevices, requireSupport } from "./devices.js";
 import { byId } from "./dom.js";
 import { EnrolDialog } from "./enrol.js";
-import { failureMessage, Messages } from "./messages.js";
+import { failureMessage, Messages, noticeTitle } from "./messages.js";
 import { LevelMeter } from "./meter.js";
 import { PortraitTray } from "./portraits.js";
 import { setToggle, Stage } from "./stage.js";
@@ -62,6 +62,9 @@ const conversation = new Conversation(devices, {
   onStream: (stream) => stage.play(stream),
   onFailure: (error, wasLive) => {
     messages.show(failureMessage(error, wasLive, () => void start()));
+  },
+  onWait: (error) => {
+    messages.show({ level: "info", title: "The server is not ready yet", text: error.message });
   },
   choose() {
     portraitInUse = tray.chosen?.id ?? "";
@@ -164,20 +167,25 @@ function received(message) {
       strip.update(message);
       return stage.setTracking(message.webcam);
     case "notice":
-      return messages.show({
-        level: message.level,
-        title: noticeTitle(message.level),
-        text: message.message,
-        lifeMs: message.level === "error" ? undefined : NOTICE_MS,
-      });
+      return noticed(message);
     default:
       return undefined;
   }
 }
 
-/** @param {'info' | 'warning' | 'error'} level */
-function noticeTitle(level) {
-  return { info: "Good to know", warning: "Please check", error: "Something is wrong" }[level];
+/** @param {Notice} notice */
+function noticed(notice) {
+  const message = { level: notice.level, title: noticeTitle(notice), text: notice.message };
+  if (notice.code === "idle") {
+    // The server ends the session on purpose: connecting again would undo that.
+    void conversation.stop();
+    messages.show({ ...message, action: { label: "Start again", run: () => void start() } });
+  } else if (notice.code === "face_found") {
+    messages.clear();
+    messages.announce(notice.message);
+  } else {
+    messages.show({ ...message, lifeMs: notice.level === "error" ? undefined : NOTICE_MS });
+  }
 }
 
 /** @param {Hello} hello */

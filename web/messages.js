@@ -15,7 +15,7 @@ import { MediaPathError } from "./rtc.js";
  * @property {string} title
  * @property {string} text
  * @property {{label: string, run: () => void}} [action]
- * @property {number} [countdownS] counts down in the message; the action waits for it
+ * @property {number} [countdownS] counts down in the message; the action appears at its end
  * @property {number} [lifeMs] goes away by itself; errors never do
  */
 
@@ -50,7 +50,6 @@ export class Messages {
     this.#text.textContent = message.text;
     this.#run = message.action?.run ?? null;
     this.#action.hidden = !message.action;
-    this.#action.disabled = false;
     this.#action.textContent = message.action?.label ?? "";
     this.#countdown.hidden = true;
     this.#root.hidden = false;
@@ -61,7 +60,7 @@ export class Messages {
   /** @param {number} leftS */
   #count(leftS) {
     this.#countdown.hidden = false;
-    this.#action.disabled = leftS > 0;
+    this.#action.hidden = leftS > 0 || !this.#run;
     this.#countdown.textContent =
       leftS > 0 ? `Try again in ${leftS} s` : "You can try again now.";
     if (leftS > 0) this.#timer = setTimeout(() => this.#count(leftS - 1), 1000);
@@ -98,20 +97,11 @@ export function failureMessage(error, wasLive, retry) {
     const action = error.code === "insecure-context" ? undefined : again;
     return { level: "error", title: error.title, text: error.message, action };
   }
-  if (error instanceof ApiError && error.status === 503) {
+  if (error instanceof ApiError && (error.status === 503 || error.status === 429)) {
     return {
       level: "warning",
-      title: "The server is full",
-      text: error.detail || "Every place is taken at the moment.",
-      action: again,
-      countdownS: error.retryAfterS,
-    };
-  }
-  if (error instanceof ApiError && error.status === 429) {
-    return {
-      level: "warning",
-      title: "Too many attempts",
-      text: error.detail || "The server asks for a short break.",
+      title: error.title || "The server is full",
+      text: error.detail,
       action: again,
       countdownS: error.retryAfterS,
     };
@@ -133,4 +123,22 @@ export function failureMessage(error, wasLive, retry) {
   }
   const reason = error instanceof Error && error.message ? error.message : "Something unexpected happened.";
   return { level: "error", title, text: reason, action: again };
+}
+
+/** Titles of the notices that a person meets in normal use; the text is the server's. */
+const NOTICE_TITLES = {
+  idle: "Ended after a long silence",
+  face_missing: "Your face is not seen",
+  frame_failed: "A picture could not be drawn",
+  source_unusable: "That source cannot be used",
+};
+
+/**
+ * @param {import('./protocol.js').Notice} notice
+ * @returns {string}
+ */
+export function noticeTitle(notice) {
+  const known = /** @type {Record<string, string>} */ (NOTICE_TITLES)[notice.code];
+  if (known) return known;
+  return { info: "Good to know", warning: "Please check", error: "Something is wrong" }[notice.level];
 }

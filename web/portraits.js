@@ -116,7 +116,7 @@ function card(portrait) {
     element("span", { class: "portrait-name" }, portrait.name),
   );
   if (portrait.kind === "uploaded") {
-    label.append(element("span", { class: "portrait-badge" }, "Added"));
+    label.append(element("span", { class: "portrait-badge" }, "Yours"));
   }
   return label;
 }

@@ -31,13 +31,20 @@ export function wishesOf(search) {
   };
 }
 
+/** The way out is shown only while somebody moves: a capture of the window stays clean. */
+const AWAKE_MS = 2500;
+
 export class CleanView {
   #leave = byId("clean-leave", HTMLButtonElement);
   #enter = byId("clean-enter", HTMLButtonElement);
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #sleep;
 
   constructor() {
     this.#enter.addEventListener("click", () => this.set(true));
     this.#leave.addEventListener("click", () => this.set(false));
+    for (const event of ["pointermove", "pointerdown", "keydown"]) {
+      window.addEventListener(event, () => this.#wake(), { passive: true });
+    }
     window.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && this.isOn && !document.querySelector("dialog[open]")) {
         this.set(false);
@@ -47,6 +54,13 @@ export class CleanView {
 
   get isOn() {
     return document.body.dataset.view === "clean";
+  }
+
+  #wake() {
+    if (!this.isOn) return;
+    document.body.classList.add("is-awake");
+    clearTimeout(this.#sleep);
+    this.#sleep = setTimeout(() => document.body.classList.remove("is-awake"), AWAKE_MS);
   }
 
   /** @param {boolean} isOn */

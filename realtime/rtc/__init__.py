@@ -5,8 +5,9 @@
 
 from realtime.rtc.audio_receive import AudioBlock
 from realtime.rtc.bitrate import ceiling_bps
-from realtime.rtc.connection import IceOptions, IceServer
+from realtime.rtc.connection import IceOptions, IceServer, local_addresses
 from realtime.rtc.description import BadDescriptionError
+from realtime.rtc.internals import problems
 from realtime.rtc.peer import PeerHandler, PeerOptions, PeerStats, RtcPeer
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "PeerStats",
     "RtcPeer",
     "ceiling_bps",
+    "local_addresses",
+    "problems",
 ]

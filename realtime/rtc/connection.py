@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from aioice import Candidate
 from aioice import Connection as IceConnection
+from aioice.ice import get_host_addresses
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCRtpTransceiver
 from aiortc.mediastreams import MediaStreamTrack
 from aiortc.rtcdtlstransport import RTCDtlsTransport
@@ -80,6 +81,12 @@ class PeerConnection(RTCPeerConnection):
         transport: RTCDtlsTransport = create()
         _tune_ice(transport.transport.iceGatherer._connection, self._ice_options)
         return transport
+
+
+def local_addresses(ice: IceOptions) -> list[str]:
+    """Addresses of this machine that would be offered as candidates."""
+    addresses = get_host_addresses(use_ipv4=True, use_ipv6=True)
+    return [*addresses, LOOPBACK] if ice.loopback else addresses
 
 
 def preferred_codecs(kind: str) -> list[RTCRtpCodecCapability]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import wave
+from pathlib import Path
+
 import av
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -21,7 +24,6 @@ from realtime.pipeline import (
     SourceError,
     Tick,
 )
-from realtime.router import LIP_LIMIT
 from realtime.sources import Clip
 from realtime.worker import MotionResult, RenderedFrame, RenderWorker
 from tests.fakes import (
@@ -219,12 +221,15 @@ def test_duplicates_change_nothing() -> None:
 loss = st.lists(st.tuples(st.booleans(), st.integers(0, 45)), min_size=60, max_size=60)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(loss)
 def test_any_loss_and_jitter_keeps_the_line_whole(plan: list[tuple[bool, int]]) -> None:
     rig, signal = Rig(), _noise(60 * PACKET)
+    # The first packet comes first; never is everything lost for a second.
     arrivals = [
-        (20 * (i + 1) + jitter, i) for i, (lost, jitter) in enumerate(plan) if not lost or i == 0
+        (20 * (i + 1) + (jitter if i else 0), i)
+        for i, (lost, jitter) in enumerate(plan)
+        if not lost or i % 8 == 0
     ]
     now = 0
     for at, i in sorted(arrivals):
@@ -235,9 +240,9 @@ def test_any_loss_and_jitter_keeps_the_line_whole(plan: list[tuple[bool, int]]) 
     rig.check_line()
     stats = rig.pipeline.stats
     assert stats.reanchors == 0
-    sound = rig.sound
+    sound = rig.sound[: len(signal)]
     heard = sound != 0
-    np.testing.assert_array_equal(sound[heard], signal[: len(sound)][: len(sound)][heard[: len(signal)]])
+    np.testing.assert_array_equal(sound[heard], signal[: len(sound)][heard])
     line = stats.audio_samples + stats.gap_samples + stats.filled_samples
     assert line == rig.pipeline.session_sample
 
@@ -308,10 +313,10 @@ def test_a_path_that_got_faster_is_followed_at_once() -> None:
     np.testing.assert_array_equal(rig.sound, signal[: len(rig.sound)])
 
 
-@pytest.mark.parametrize("ppm", [-300, 300])
+@pytest.mark.parametrize("ppm", [-600, 600])
 def test_a_microphone_with_a_drifting_clock_is_followed(ppm: int) -> None:
     rig, signal = Rig(), _noise(PACKET)
-    for i in range(50 * 240):
+    for i in range(50 * 120):
         rig.wait(20 * (1 + ppm / 1e6))
         rig.push(signal, i * PACKET)
     stats = rig.pipeline.stats
@@ -368,10 +373,9 @@ def test_silence_shuts_the_mouth_within_about_120_ms() -> None:
     rig.talk(signal)
     opening = np.array([t.job.snapshot.resolve(_loud()).lip[0] for t in rig.ticks])
     assert opening[5:24].min() == 2.0
-    assert (opening[28:] == 0.0).all(), opening[24:30]
-    falling = opening[np.argmax(opening < 2.0) if opening[4] == 2.0 else 24 :]
-    assert (np.diff(opening[23:30]) <= 0).all()
-    assert len(falling)
+    # The voice ends with frame 24; frame 28 starts 120 ms after frame 25 did.
+    assert (opening[28:] == 0.0).all(), opening[22:32]
+    assert (np.diff(opening[22:32]) <= 0).all()
 
 
 def test_pause_returns_silence_and_idles() -> None:
@@ -483,7 +487,7 @@ class Viewer:
         raise error
 
 
-def test_the_drawn_mouth_moves_with_the_returned_sound() -> None:
+def test_the_drawn_mouth_moves_with_the_returned_sound(speech_48k: Path) -> None:
     rig, viewer = Rig(), Viewer()
     config = ModelConfig(image_size=64)
     worker = RenderWorker(
@@ -491,8 +495,8 @@ def test_the_drawn_mouth_moves_with_the_returned_sound() -> None:
     )  # fmt: skip
     worker.load()
     box = worker.open(viewer)
-    bursts = np.repeat(np.array([0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1] * 5), FRAME)
-    signal = (_noise(len(bursts)) * bursts).astype(np.int16)
+    with wave.open(str(speech_48k)) as file:
+        signal = np.frombuffer(file.readframes(file.getnframes()), np.int16)
     rig.pipeline.set_gain("pose", 0.0)
     for begin in range(0, len(signal), PACKET):
         rig.wait(20)
@@ -504,10 +508,11 @@ def test_the_drawn_mouth_moves_with_the_returned_sound() -> None:
     assert frames == [t.frame_index for t in rig.ticks]
     mouth = np.array([viewer.mouth[f] for f in frames])
     loud = np.array([float(np.abs(t.audio.astype(int)).mean()) for t in rig.ticks])
+    loud = np.log10(loud + 10.0)
     lags = range(-4, 5)
     match = [float(np.corrcoef(np.roll(mouth, -lag)[8:-8], loud[8:-8])[0, 1]) for lag in lags]
-    best = lags[int(np.argmax(match))]
-    # The fake mouth opens with the mel window's energy, which reaches 70 ms into the past.
-    assert best in (0, 1), match
-    assert max(match) > 0.8
-    assert LIP_LIMIT >= 3
+    # The fake mouth shows the energy of mel windows that reach 70 ms into the past.
+    assert lags[int(np.argmax(match))] in (0, 1), match
+    assert max(match) > 0.7
+    silent = slice(round(4.4 * 25), round(5.3 * 25))
+    assert mouth[silent].max() == 0.0

@@ -34,7 +34,9 @@ def _gains(gate: SpeechGate, samples: Array, chunk: int = 640) -> Array:
 def test_silence_inside_speech_closes_the_mouth(speech_16k: Path, frame_ms: int) -> None:
     gains = _gains(SpeechGate(frame_ms=frame_ms), _read(speech_16k))  # type: ignore[arg-type]
     seconds = (np.arange(len(gains)) + 1) / 25
-    assert gains[(seconds > 0.3) & (seconds < 4.5)].min() > 0.5
+    # The voice itself pauses for 180 ms at 2.15 s; its stops (40-90 ms) must not shut the mouth.
+    talking = (seconds > 0.3) & (seconds < 4.5) & ~((seconds > 2.2) & (seconds < 2.5))
+    assert gains[talking].min() > 0.5
     assert gains[(seconds > 4.95) & (seconds < 5.95)].max() == 0.0
     assert gains[(seconds > 6.2) & (seconds < 8.8)].min() > 0.5
 
