@@ -179,6 +179,8 @@ async def _run_client(
                 raise BenchError(f"The connection ended: {client.closed}.")
             await client.speak(voice, pictures)
             await asyncio.sleep(DRAIN_S)
+            if client.closed:
+                raise BenchError(f"The connection ended: {client.closed}.")
             return _evaluate(client, start, voice)
         finally:
             await client.peer.close()
@@ -192,8 +194,8 @@ def _evaluate(client: _Client, start: float, voice: Pcm) -> SessionResult:
     times = np.array([at for at, _ in client.frames])
     result = SessionResult(
         connect_ms=(client.connected_at - start) * 1000,
-        first_frame_ms=(times[0] - start) * 1000,
-        fps=(len(times) - 1) / max(times[-1] - times[0], 1e-9),
+        first_frame_ms=float(times[0] - start) * 1000,
+        fps=float((len(times) - 1) / max(times[-1] - times[0], 1e-9)),
         frames=len(times),
         interval_ms=percentiles(np.diff(times) * 1000),
         server=client.stats,

