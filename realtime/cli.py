@@ -114,7 +114,40 @@ def parse_ice_server(text: str) -> Any:
 
 
 # --- render ---------------------------------------------------------------------------
-# RENDER
+@app.command()
+def render(
+    portrait: Annotated[str, typer.Option(help="Picture, or the id of a bundled portrait.")],
+    audio: Annotated[Path, typer.Option(help="What is said; WAV or anything with sound.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="MP4 file to write.")],
+    pose: Annotated[Path | None, typer.Option(help="Video that moves the head.")] = None,
+    eyes: Annotated[Path | None, typer.Option(help="Video that moves gaze and lids.")] = None,
+    expression: Annotated[
+        str | None, typer.Option(help="Video, or an expression preset's name.")
+    ] = None,
+    lip: Annotated[str, typer.Option(help="'audio', or a video that moves the lips.")] = "audio",
+    size: Annotated[int, typer.Option(help="Side of the picture in pixels.")] = 512,
+    engine: Engine = "auto",
+    checkpoint: Checkpoint = None,
+    threads: Threads = 0,
+) -> None:
+    """Make a video file with the live pipeline."""
+    from models.checkpoint import CheckpointError
+    from models.runtime.engine import EngineError
+    from realtime.render import RenderError, RenderOptions, render_with_progress
+
+    options = RenderOptions(
+        portrait=portrait, audio=audio, output=output, pose=pose, eyes=eyes,
+        expression=expression, lip=lip, size=size, engine=engine, checkpoint=checkpoint,
+        threads=threads,
+    )  # fmt: skip
+    try:
+        report = render_with_progress(options)
+    except (RenderError, EngineError, CheckpointError) as error:
+        raise fail(str(error)) from None
+    print(
+        f"{output}: {report.frames} frames, {report.seconds:.1f} s, "
+        f"{report.speed:.1f} times real time with {report.engine}"
+    )
 
 
 # --- bench ----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ PACKET_SAMPLES = WIRE_RATE_HZ // 100
 PACKET_NS = 10_000_000
 #: Half a second; more can only pile up when nobody calls `pop`, and then the oldest goes.
 MAX_PACKETS = 50
-MAX_LAG_NS = 60_000_000
+MAX_LAG_NS = 120_000_000
 START_LAG_NS = 15_000_000
 _LAG_STEP_NS = 250_000
 

@@ -312,7 +312,8 @@ class Pipeline:
         self._next_frame = frame + 1
         self.stats.ticks += 1
         heard = FRAME_SAMPLES_16K * (frame + 1 + self._config.right_frames)
-        moment = Moment(frame, self._gate.gain_at(heard), self._emphasis.at(heard))
+        emphasis = self._emphasis.at(heard) * self._router.awake
+        moment = Moment(frame, self._gate.gain_at(heard), emphasis)
         snapshot = self._router.snapshot(moment)
         job = RenderJob(frame, now, mel, snapshot, self._appearance, self._source)
         return Tick(frame, self._slice(frame), now, job)
@@ -348,7 +349,7 @@ class Pipeline:
             at = (now - self._origin_ns) * WIRE_RATE_HZ // 1_000_000_000
         else:
             at = self._head
-        return MotionJob(frame, at, now)
+        return MotionJob(frame, min(at, self._head + JUMP_SAMPLES), now)
 
     def on_motion(self, result: MotionResult) -> None:
         """Take what the worker read from a webcam picture."""

@@ -143,7 +143,7 @@ class StageMs(msgspec.Struct, frozen=True):
 
 
 class Stats(Message, tag="stats", frozen=True):
-    """Once a second. Added latency: mic packet in to avatar packet out, less the algorithmic part."""
+    """Once a second. Added latency: mic packet in to avatar packet out, no algorithmic part."""
 
     fps: float
     added_latency_ms: StageMs

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
@@ -49,6 +50,7 @@ MIN_SIZE_PX, MAX_SIZE_PX = 64, 1024
 _IN_FLIGHT = 4
 #: How much longer than its driver a recording may be before the driver is looped.
 _LOOP_SLACK_FRAMES = 5
+_TICK, _SAMPLE = Fraction(1, VIDEO_CLOCK_HZ), Fraction(1, WIRE_RATE_HZ)
 SYNTHETIC_NOTE = (
     "Synthetic video: made by Visavis from a still portrait; the person shown did not say this."
 )
@@ -313,7 +315,8 @@ class AudioFile:
         """Video frames that the sound lasts, as far as the file says."""
         if self._stream.duration and self._stream.time_base:
             return round(float(self._stream.duration * self._stream.time_base) * FPS)
-        return round(self._container.duration / av.time_base * FPS) if self._container.duration else None
+        duration = self._container.duration
+        return round(duration / av.time_base * FPS) if duration else None
 
     def chunks(self) -> Iterator[Pcm]:
         """(n, channels) int16, in order. A damaged end is the end."""
@@ -328,7 +331,7 @@ class AudioFile:
                     yield _interleaved(out)
             for out in resampler.resample(None):
                 yield _interleaved(out)
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:
             if count == 0:
                 raise RenderError(f"{self._path.name} cannot be decoded.") from error
         if count == 0:
@@ -392,3 +395,91 @@ class Mp4Writer:
         frame.sample_rate, frame.pts, frame.time_base = WIRE_RATE_HZ, self._samples, _SAMPLE
         self._samples += len(pcm)
         self._container.mux(self._audio.encode(frame))
+
+
+def _run(
+    pipeline: Pipeline,
+    engine: Engine,
+    parts: RenderParts,
+    audio: AudioFile,
+    writer: Mp4Writer,
+    on_progress: OnProgress,
+) -> RenderReport:
+    """Push all sound through the pipeline and write what comes out."""
+    started = time.monotonic_ns()
+    samples = 0
+    with _Encoder(engine, parts, writer) as encoder:
+        for pcm in audio.chunks():
+            encoder.sound(pcm)
+            for tick in pipeline.push_audio(pcm, samples):
+                encoder.picture(tick)
+            samples += len(pcm)
+            on_progress("rendering", encoder.pictures, audio.frames)
+        # The last frames wait for sound after the end: silence.
+        total = -(-samples // FRAME_SAMPLES_48K)
+        while encoder.pictures < total:
+            silence = np.zeros(FRAME_SAMPLES_48K, np.int16)
+            for tick in pipeline.push_audio(silence, samples):
+                if tick.frame_index < total:
+                    encoder.picture(tick)
+            samples += len(silence)
+            on_progress("rendering", encoder.pictures, total)
+    wall_s = (time.monotonic_ns() - started) / 1e9
+    return RenderReport(total, total / FPS, wall_s, engine.name, encoder.stages.summary())
+
+
+@dataclass(slots=True)
+class _Encoder:
+    """Networks in the caller's thread, pixels and encoding in one of its own, in order."""
+
+    engine: Engine
+    parts: RenderParts
+    writer: Mp4Writer
+    pictures: int = 0
+    stages: StageRecorder = field(default_factory=lambda: StageRecorder(capacity=4096))
+    _pool: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="encode")
+    )
+    _flight: deque[Future[dict[str, int]]] = field(default_factory=deque)
+
+    def __enter__(self) -> _Encoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            while kind is None and self._flight:
+                self._take()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def sound(self, pcm: Pcm) -> None:
+        """Write (n, channels) int16."""
+        self._give(lambda: self._write_sound(pcm))
+
+    def picture(self, tick: Tick) -> None:
+        """Draw and write one frame."""
+        drawing, _, spans = run_networks(self.engine, tick.job, time.monotonic_ns)
+        self.stages.add_spans(spans)
+        self._give(lambda: self._write_picture(tick.job, drawing))
+        self.pictures += 1
+
+    def _give(self, work: Callable[[], dict[str, int]]) -> None:
+        while len(self._flight) >= _IN_FLIGHT:
+            self._take()
+        self._flight.append(self._pool.submit(work))
+
+    def _take(self) -> None:
+        self.stages.add_spans(self._flight.popleft().result())
+
+    def _write_sound(self, pcm: Pcm) -> dict[str, int]:
+        self.writer.sound(pcm)
+        return {}
+
+    def _write_picture(self, job: RenderJob, drawing: Drawing) -> dict[str, int]:
+        t0 = time.monotonic_ns()
+        rgb = self.parts.compose(drawing, job.source_HWC, len(job.source_HWC))
+        t1 = time.monotonic_ns()
+        i420 = to_i420(rgb)
+        t2 = time.monotonic_ns()
+        self.writer.picture(i420, job.frame_index)
+        return {"compose": t1 - t0, "convert": t2 - t1, "encode": time.monotonic_ns() - t2}

@@ -165,6 +165,11 @@ class Router:
         """Whether the portrait is asked to idle."""
         return self._paused
 
+    @property
+    def awake(self) -> float:
+        """1 while driven, 0 while paused, between the two while it fades."""
+        return 1.0 - self._pause
+
     def source(self, factor: Factor) -> Source:
         """The source that drives `factor` or is being faded to."""
         return next(

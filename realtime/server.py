@@ -97,13 +97,8 @@ def create_app(
 
     app = Starlette(
         routes=[
-            Route("/api/sessions", create_session, methods=["POST"]),
-            Route("/api/sessions/{id}", delete_session, methods=["DELETE"]),
-            Route("/api/sessions/{id}/candidates", add_candidate, methods=["POST"]),
-            WebSocketRoute("/api/sessions/{id}/events", events),
-            Route("/api/portraits", list_portraits, methods=["GET"]),
-            Route("/api/portraits", add_portrait, methods=["POST"]),
-            Route("/api/portraits/{id}/thumbnail", thumbnail, methods=["GET"]),
+            # Its own mount, so that a wrong method is a 405 and not a page that is missing.
+            Mount("/api", routes=_API),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
             Route("/metrics", metrics, methods=["GET"]),
@@ -249,6 +244,17 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus exposition."""
     return Response(_hub(request).metrics.text(), media_type=CONTENT_TYPE)
+
+
+_API = (
+    Route("/sessions", create_session, methods=["POST"]),
+    Route("/sessions/{id}", delete_session, methods=["DELETE"]),
+    Route("/sessions/{id}/candidates", add_candidate, methods=["POST"]),
+    WebSocketRoute("/sessions/{id}/events", events),
+    Route("/portraits", list_portraits, methods=["GET"]),
+    Route("/portraits", add_portrait, methods=["POST"]),
+    Route("/portraits/{id}/thumbnail", thumbnail, methods=["GET"]),
+)
 
 
 # --- reading what clients send --------------------------------------------------------

@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import av
@@ -157,18 +157,57 @@ class MailboxStats:
     webcam_read: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Box:
-    """State of one session inside the worker, guarded by the worker's lock."""
+class Mailbox:
+    """One session's place in the worker; made by `RenderWorker.open`. Methods are thread-safe."""
 
-    sink: Sink
-    stats: MailboxStats = field(default_factory=MailboxStats)
-    jobs: deque[RenderJob] = field(default_factory=deque)
-    skipped: deque[RenderJob] = field(default_factory=deque)
-    webcam: MotionJob | None = None
-    tracker: Tracker | None = None
-    track_from_ns: int = 0
-    closed: bool = False
+    def __init__(self, sink: Sink, wake: threading.Condition) -> None:
+        self.stats = MailboxStats()
+        self.sink = sink
+        self.closed = False
+        # What follows is the worker's, guarded by `wake`.
+        self.jobs: deque[RenderJob] = deque()
+        self.skipped: deque[RenderJob] = deque()
+        self.webcam: MotionJob | None = None
+        self.tracker: Tracker | None = None
+        self.track_from_ns = 0
+        self._wake = wake
+
+    def submit(self, job: RenderJob) -> None:
+        """Put one frame in; never blocks. Frame indices must ascend."""
+        with self._wake:
+            if self.closed:
+                return
+            self.stats.submitted += 1
+            if len(self.jobs) >= MAILBOX_DEPTH:
+                self.skip(self.jobs.popleft())
+            self.jobs.append(job)
+            self._wake.notify()
+
+    def submit_webcam(self, job: MotionJob) -> None:
+        """Put the latest webcam picture in; replaces one that still waits."""
+        with self._wake:
+            if self.closed:
+                return
+            self.stats.webcam_submitted += 1
+            self.stats.webcam_replaced += self.webcam is not None
+            self.webcam = job
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Forget all jobs. A callback that is under way may still end after this returns."""
+        with self._wake:
+            self.closed = True
+            self.jobs.clear()
+            self.skipped.clear()
+            self.webcam = self.tracker = None
+
+    def skip(self, job: RenderJob) -> None:
+        """Give up drawing `job`; its lip code is owed. Under the lock."""
+        self.stats.late += 1
+        if len(self.skipped) >= SKIPPED_DEPTH:
+            self.skipped.popleft()
+            self.stats.lips_dropped += 1
+        self.skipped.append(job)
 
 
 @dataclass(slots=True)
@@ -178,46 +217,18 @@ class _Call:
     since_ns: int
 
 
-class Mailbox:
-    """A session's end of the worker; made by `RenderWorker.open`. Thread-safe."""
+def run_networks(
+    engine: Engine, job: RenderJob, clock: Clock
+) -> tuple[Drawing, Array, dict[str, int]]:
+    """Audio and generator: the drawing, the lip code (16,) and spans in ns.
 
-    def __init__(self, worker: RenderWorker, box: _Box) -> None:
-        self._worker = worker
-        self._box = box
-
-    @property
-    def stats(self) -> MailboxStats:
-        """Counters since the start (live)."""
-        return self._box.stats
-
-    def submit(self, job: RenderJob) -> None:
-        """Put one frame in; never blocks. Frame indices must ascend."""
-        self._worker.put(self._box, job)
-
-    def submit_webcam(self, job: MotionJob) -> None:
-        """Put the latest webcam picture in; replaces one that still waits."""
-        self._worker.put_webcam(self._box, job)
-
-    def close(self) -> None:
-        """Forget all jobs. A callback that is under way may still end after this returns."""
-        self._worker.remove(self._box)
-
-
-def draw_job(
-    engine: Engine, job: RenderJob, compose: Compose, clock: Clock
-) -> tuple[Pixels, Array, dict[str, int]]:
-    """Audio, draw, compose: (N, N, 3) uint8 RGB, the lip code (16,) and spans in ns.
-
-    The whole way of one frame through the networks, shared by live sessions and files.
+    The way of one frame through the networks, shared by live sessions and files.
     """
     t0 = clock()
     lip = engine.audio(job.mel_TM)
     t1 = clock()
     drawing = engine.draw(job.appearance, job.snapshot.resolve(lip))
-    t2 = clock()
-    rgb = compose(drawing, job.source_HWC, len(job.source_HWC))
-    t3 = clock()
-    return rgb, lip, {"audio": t1 - t0, "draw": t2 - t1, "compose": t3 - t2}
+    return drawing, lip, {"audio": t1 - t0, "draw": clock() - t1}
 
 
 def to_i420(rgb_HWC: Pixels) -> Pixels:
@@ -249,7 +260,7 @@ class RenderWorker:
         self._thread: threading.Thread | None = None
         self._wake = threading.Condition()
         self._stopping = False
-        self._boxes: deque[_Box] = deque()
+        self._boxes: deque[Mailbox] = deque()
         self._calls: deque[_Call] = deque()
         self._behind_until_ns = 0
         self._webcam_had_turn = False
@@ -299,10 +310,11 @@ class RenderWorker:
 
     def open(self, sink: Sink) -> Mailbox:
         """Add a session."""
-        box = _Box(sink)
+        box = Mailbox(sink, self._wake)
         with self._wake:
+            self._boxes = deque(b for b in self._boxes if not b.closed)
             self._boxes.append(box)
-        return Mailbox(self, box)
+        return box
 
     def call(self, run: Callable[[Engine], T]) -> Future[T]:
         """Run `run(engine)` in the worker's thread when it has time.
@@ -320,46 +332,7 @@ class RenderWorker:
             self._wake.notify()
         return future
 
-    def put(self, box: _Box, job: RenderJob) -> None:
-        """Serve `Mailbox.submit`."""
-        with self._wake:
-            if box.closed:
-                return
-            box.stats.submitted += 1
-            if len(box.jobs) >= MAILBOX_DEPTH:
-                self._skip(box, box.jobs.popleft())
-            box.jobs.append(job)
-            self._wake.notify()
-
-    def put_webcam(self, box: _Box, job: MotionJob) -> None:
-        """Serve `Mailbox.submit_webcam`."""
-        with self._wake:
-            if box.closed:
-                return
-            box.stats.webcam_submitted += 1
-            box.stats.webcam_replaced += box.webcam is not None
-            box.webcam = job
-            self._wake.notify()
-
-    def remove(self, box: _Box) -> None:
-        """Serve `Mailbox.close`."""
-        with self._wake:
-            box.closed = True
-            box.jobs.clear()
-            box.skipped.clear()
-            box.webcam = None
-            if box in self._boxes:
-                self._boxes.remove(box)
-
     # --- choosing, under the lock -----------------------------------------------------
-
-    def _skip(self, box: _Box, job: RenderJob) -> None:
-        box.stats.late += 1
-        self._behind_until_ns = self._clock() + BEHIND_NS
-        if len(box.skipped) >= SKIPPED_DEPTH:
-            box.skipped.popleft()
-            box.stats.lips_dropped += 1
-        box.skipped.append(job)
 
     def _pick(self) -> Callable[[], None] | None:
         """Return the next unit of work, None when nothing may run now."""
@@ -379,11 +352,13 @@ class RenderWorker:
                 return self._pick_frame(box, now)
         return None
 
-    def _pick_frame(self, box: _Box, now: int) -> Callable[[], None]:
+    def _pick_frame(self, box: Mailbox, now: int) -> Callable[[], None]:
         job = box.jobs.popleft()
         while box.jobs and now - job.ready_ns > LATE_NS:
-            self._skip(box, job)
+            box.skip(job)
             job = box.jobs.popleft()
+        if box.skipped:
+            self._behind_until_ns = now + BEHIND_NS
         skipped = list(box.skipped)
         box.skipped.clear()
         return lambda: self._run_frame(box, skipped, job)
@@ -449,15 +424,19 @@ class RenderWorker:
             raise EngineError("The engine is not loaded.")
         return self._engine
 
-    def _run_frame(self, box: _Box, skipped: list[RenderJob], job: RenderJob) -> None:
+    def _run_frame(self, box: Mailbox, skipped: list[RenderJob], job: RenderJob) -> None:
         for late in skipped:
             self._run_skipped(box, late)
         start = self._clock()
         try:
-            rgb, lip, spans = draw_job(self._loaded(), job, self._compose, self._clock)
-            before = self._clock()
+            drawing, lip, spans = run_networks(self._loaded(), job, self._clock)
+            drawn = self._clock()
+            rgb = self._compose(drawing, job.source_HWC, len(job.source_HWC))
+            composed = self._clock()
             i420 = to_i420(rgb)
-            spans |= {"queue": start - job.ready_ns, "convert": self._clock() - before}
+            spans["queue"] = start - job.ready_ns
+            spans["compose"] = composed - drawn
+            spans["convert"] = self._clock() - composed
         except Exception as error:
             box.stats.failed += 1
             held = HeldFrame(job.frame_index, "failed", {"queue": start - job.ready_ns}, None)
@@ -468,7 +447,7 @@ class RenderWorker:
         frame = RenderedFrame(job.frame_index, i420, spans, lip)
         self._tell(box, box.sink.on_frame, frame)
 
-    def _run_skipped(self, box: _Box, job: RenderJob) -> None:
+    def _run_skipped(self, box: Mailbox, job: RenderJob) -> None:
         start = self._clock()
         lip: Array | None = None
         try:
@@ -479,7 +458,7 @@ class RenderWorker:
         held = HeldFrame(job.frame_index, "late", spans, lip)
         self._tell(box, box.sink.on_held, held)
 
-    def _run_webcam(self, box: _Box, job: MotionJob) -> None:
+    def _run_webcam(self, box: Mailbox, job: MotionJob) -> None:
         start = self._clock()
         try:
             frame = job.frame
@@ -508,7 +487,7 @@ class RenderWorker:
         else:
             call.future.set_result(result)
 
-    def _tell(self, box: _Box, deliver: Callable[[T], None], result: T) -> None:
+    def _tell(self, box: Mailbox, deliver: Callable[[T], None], result: T) -> None:
         """Deliver to one session; a sink that raises harms only itself."""
         if box.closed:
             return
@@ -517,4 +496,4 @@ class RenderWorker:
         except Exception:
             # Its loop is gone or its callback is broken: for the worker the session ends here.
             _log.exception("a session's callback failed; the session gets no more frames")
-            self.remove(box)
+            box.close()

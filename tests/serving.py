@@ -114,6 +114,13 @@ async def serving(
             await task
 
 
+async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
+    """Wait until `condition()` is true; it is looked at every 10 ms."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 -- conditions of many kinds, without events
+            await asyncio.sleep(0.01)
+
+
 @dataclass(eq=False)
 class Client:
     """A WebRTC client on this project's own low-latency peer; remembers what comes."""

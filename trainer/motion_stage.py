@@ -34,7 +34,7 @@ class MotionRecipe:
 
     batch: int = 32
     steps: int = 6000
-    lr: float = 1.5e-3
+    lr: float = 1.2e-3
     share: tuple[float, float, float] = (0.6, 0.25, 0.15)
     seed: int = 1
 

@@ -25,6 +25,13 @@ const SOURCES = {
   clip: "Clip",
 };
 
+/** What a factor does without a webcam. @type {Record<Factor, SourceKind>} */
+const WITHOUT_CAMERA = { lip: "mic", pose: "idle", eye: "idle", exp: "idle" };
+/** Presets come in one list; these names move the head or the eyes, all others the expression. */
+const HEAD_PRESET = /^(turn|chin|tilt|nod|neutral)/;
+const EYE_PRESET = /^(look|closed|sleepy|wink|neutral)/;
+const NOT_EXPRESSION = /^(turn|chin|tilt|nod|look|closed|sleepy)/;
+
 const FADE_MS = 250;
 const SEND_INTERVAL_MS = 60;
 const MAX_GAIN = 2;
@@ -39,6 +46,7 @@ export class Controls {
   #root = byId("factors", HTMLElement);
   #hint = byId("controls-hint", HTMLElement);
   /** @type {FactorControl[]} */ #factors;
+  #isCameraOn = false;
 
   /** @param {ControlHandlers} handlers */
   constructor(handlers) {
@@ -66,13 +74,19 @@ export class Controls {
     }
   }
 
-  /** @param {boolean} isOn */
+  /**
+   * A camera that is switched on takes over head, eyes and expression where they idle; switched
+   * off, it leaves nothing waiting for it.
+   * @param {boolean} isOn
+   */
   setCamera(isOn) {
+    this.#isCameraOn = isOn;
     for (const control of this.#factors) control.setCamera(isOn);
   }
 
   /**
-   * What the person has set, for the next session; empty before the first one.
+   * What to open a session with: what the person has set, and before that only what follows
+   * from the camera.
    * @returns {SessionRequest['sources']}
    */
   get sources() {
@@ -80,6 +94,7 @@ export class Controls {
     const sources = {};
     for (const { factor, state } of this.#factors) {
       if (state) sources[factor] = { source: state.source, name: state.name };
+      else if (this.#isCameraOn && factor !== "lip") sources[factor] = { source: "webcam" };
     }
     return sources;
   }
@@ -201,14 +216,14 @@ class FactorControl {
   /** @param {Hello} hello */
   enable(hello) {
     const earlier = this.state;
-    this.#names = { preset: hello.presets, clip: hello.clips };
+    this.#names = { preset: presetsOf(this.factor, hello.presets), clip: hello.clips };
     const allowed = (hello.allowed_sources[this.factor] ?? []).filter(
       (source) => this.#names[source]?.length !== 0,
     );
     this.#source.replaceChildren(...allowed.map((source) => new Option(SOURCES[source], source)));
     for (const control of [this.#source, this.#name, this.#gain]) control.disabled = false;
     const offersPresets = this.factor === "exp" && allowed.includes("preset");
-    this.#presets.replaceChildren(...(offersPresets ? hello.presets.map(presetButton) : []));
+    this.#presets.replaceChildren(...(offersPresets ? (this.#names.preset ?? []).map(presetButton) : []));
     this.#showSliders(hello.sliders[this.factor] ?? []);
     if (earlier && Math.abs(earlier.gain - 1) > 0.001) this.#sendGain("gain", earlier.gain);
     if (this.#values.size > 0) {
@@ -242,12 +257,22 @@ class FactorControl {
     this.#sliders.hidden = state.source !== "slider" || this.#sliders.childElementCount === 0;
     // While a person moves the slider, its own echo must not pull it back.
     if (document.activeElement !== this.#gain) this.#showGain(state.gain);
-    this.setCamera(this.#isCameraOn);
+    this.#showCameraHint();
   }
 
   /** @param {boolean} isOn */
   setCamera(isOn) {
+    const wasOn = this.#isCameraOn;
     this.#isCameraOn = isOn;
+    const source = this.state?.source;
+    const isAllowed = [...this.#source.options].some((option) => option.value === "webcam");
+    if (isOn && !wasOn && source === "idle" && isAllowed) this.#choose("webcam", null);
+    if (!isOn && wasOn && source === "webcam") this.#choose(WITHOUT_CAMERA[this.factor], null);
+    this.#showCameraHint();
+  }
+
+  #showCameraHint() {
+    const isOn = this.#isCameraOn;
     this.#cameraHint.hidden = isOn || this.#source.disabled || this.state?.source !== "webcam";
   }
 
@@ -296,6 +321,23 @@ class FactorControl {
     return element("div", { class: "slider" },
       element("label", { for: id }, slider.label), input, output,
     );
+  }
+}
+
+/**
+ * @param {Factor} factor
+ * @param {string[]} names
+ */
+function presetsOf(factor, names) {
+  switch (factor) {
+    case "lip":
+      return [];
+    case "pose":
+      return names.filter((name) => HEAD_PRESET.test(name));
+    case "eye":
+      return names.filter((name) => EYE_PRESET.test(name));
+    default:
+      return names.filter((name) => !NOT_EXPRESSION.test(name));
   }
 }
 

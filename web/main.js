@@ -97,7 +97,8 @@ function phaseChanged(phase) {
   const isIdle = phase === "idle";
   const isLive = phase === "live";
   showStart(phase);
-  for (const button of [pauseButton, recenterButton, echoButton]) button.disabled = !isLive;
+  for (const button of [pauseButton, echoButton]) button.disabled = !isLive;
+  recenterButton.disabled = !isLive || !devices.camera;
   if (!isLive) {
     setPaused(false);
     controls.disable();
@@ -191,7 +192,6 @@ function noticed(notice) {
 /** @param {Hello} hello */
 function begin(hello) {
   controls.enable(hello);
-  controls.setCamera(devices.camera !== null);
   strip.begin(hello);
 }
 
@@ -223,6 +223,7 @@ function showCamera() {
   const isOn = devices.camera !== null;
   setToggle(cameraButton, isOn, { icon: isOn ? "camera" : "camera-off", label: "Camera" });
   stage.setSelfView(devices.camera);
+  recenterButton.disabled = !isOn || conversation.phase !== "live";
   controls.setCamera(isOn);
 }
 

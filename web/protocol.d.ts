@@ -106,7 +106,7 @@ export interface StageMs {
   p99: number;
 }
 
-/** Once a second. Added latency: mic packet in to avatar packet out, less the algorithmic part. */
+/** Once a second. Added latency: mic packet in to avatar packet out, no algorithmic part. */
 export interface Stats {
   type: "stats";
   fps: number;

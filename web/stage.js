@@ -92,7 +92,7 @@ export class Stage {
 
   /** @param {'off' | 'searching' | 'tracking' | null} state null before the server has told */
   setTracking(state) {
-    const words = { off: "Not sent yet", searching: "Looking for you", tracking: "Tracking" };
+    const words = { off: "Not in use", searching: "Looking for you", tracking: "Tracking" };
     this.#selfView.dataset.state = state ?? "none";
     this.#selfCaption.textContent = state ? words[state] : "Your camera";
   }

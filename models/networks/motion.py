@@ -1,8 +1,9 @@
 """E_mot: one trunk and four heads read lip, pose, eye and expression codes from a face.
 
-METHOD.md section 2. The `live` trunk sees the canonical crop three times: the whole face at
-128 pixels, and the eyes and the mouth at full resolution, because gaze and lids move by
-one or two pixels that a small face does not show. All three meet in one 512-d feature,
+METHOD.md section 2. The `live` trunk sees the whole face at 128 pixels and, at full
+resolution, each eye and the mouth, because gaze and lids move by one or two pixels that a
+small face does not show. The right eye is mirrored, so both eyes share one network and
+teach it twice as much. All of it meets in one 512-d feature,
 from which the paper's four heads read their codes. A fifth, auxiliary head reads the 152
 landmarks: they steer the webcam's crop between detections and give a portrait its shape,
 so serving needs no other landmark model.
@@ -20,7 +21,8 @@ from models.networks.blocks import ConvBlock, ResBlock, head
 
 #: Parts of the 256-pixel canonical crop: top, left, height, width.
 FACE = (46, 32, 192, 192)
-EYES = (76, 60, 72, 136)
+LEFT_EYE = (80, 68, 64, 64)
+RIGHT_EYE = (80, 124, 64, 64)
 MOUTH = (140, 72, 80, 112)
 
 
@@ -30,6 +32,21 @@ def _part(channels: int) -> nn.Sequential:
         ConvBlock(3, 16, 2), ConvBlock(16, 32, 2), ResBlock(32), ConvBlock(32, 48, 2),
         ResBlock(48), ConvBlock(48, channels), nn.Flatten(),
     )  # fmt: skip
+
+
+class EyeReader(nn.Module):
+    """One eye, (B, 3, 64, 64) RGB in [-1, 1], image-left or mirrored -> feature (B, 128)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            ConvBlock(3, 24, 2), ConvBlock(24, 32, 2), ResBlock(32), ConvBlock(32, 64, 2),
+            ResBlock(64), ConvBlock(64, 24), nn.Flatten(), nn.Linear(24 * 64, 128),
+        )  # fmt: skip
+
+    def forward(self, eye_BCHW: Tensor) -> Tensor:
+        """Read a batch of eyes."""
+        return F.leaky_relu(self.body(eye_BCHW), 0.1)
 
 
 def _cut(crop_BCHW: Tensor, part: tuple[int, int, int, int]) -> Tensor:
@@ -52,11 +69,11 @@ class MotionEncoder(nn.Module):
             ConvBlock(48, 96, 2), ResBlock(96), ResBlock(96), ConvBlock(96, 160, 2),
             ResBlock(160), ConvBlock(160, 24), nn.Flatten(),
         )  # fmt: skip
-        self.eyes, self.mouth = _part(12), _part(12)
-        self.eyes_feature = nn.Linear(12 * (EYES[2] // 8) * (EYES[3] // 8), 192)
+        self.eye = EyeReader()
+        self.mouth = _part(12)
         self.mouth_feature = nn.Linear(12 * (MOUTH[2] // 8) * (MOUTH[3] // 8), 128)
         side = config.face_size // 16
-        self.feature = nn.Linear(24 * side * side + 192 + 128, 512)
+        self.feature = nn.Linear(24 * side * side + 128 + 2 * 128, 512)
         self.heads = nn.ModuleDict({f: head(DIMS[f]) for f in FACTORS})
         self.landmarks = nn.Linear(512, config.landmarks * 2)
         self.register_buffer("mean_landmarks", torch.zeros(config.landmarks, 2))
@@ -69,8 +86,9 @@ class MotionEncoder(nn.Module):
         )
         parts = [
             self.trunk(face),
-            F.leaky_relu(self.eyes_feature(self.eyes(_cut(crop_BCHW, EYES))), 0.1),
             F.leaky_relu(self.mouth_feature(self.mouth(_cut(crop_BCHW, MOUTH))), 0.1),
+            self.eye(_cut(crop_BCHW, LEFT_EYE)),
+            self.eye(_cut(crop_BCHW, RIGHT_EYE).flip(3)),
         ]
         feature = F.leaky_relu(self.feature(torch.cat(parts, 1)), 0.1)
         out = {f: self.heads[f](feature) for f in FACTORS}

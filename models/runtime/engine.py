@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.codes import Array, MotionCode
 from models.config import ModelConfig
 
@@ -64,10 +67,10 @@ class Engine(Protocol):
     def audio(self, mel_TM: Array) -> Array:
         """(config.mel_window, 80) log-mel in [0, 1] -> lip code (16,)."""
 
-    def motion(self, face_HWC: Array) -> MotionReading:
+    def motion(self, face_HWC: NDArray[np.uint8]) -> MotionReading:
         """(256, 256, 3) uint8 RGB canonical crop of a webcam frame -> codes and landmarks."""
 
-    def appearance(self, source_HWC: Array) -> Appearance:
+    def appearance(self, source_HWC: NDArray[np.uint8]) -> Appearance:
         """(256, 256, 3) uint8 RGB canonical crop of a portrait -> appearance."""
 
     def draw(self, appearance: Appearance, driving: MotionCode) -> Drawing:

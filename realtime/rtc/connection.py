@@ -1,11 +1,12 @@
 """aiortc's peer connection with this project's senders, receivers and ICE settings.
 
-Two name-mangled factory methods are overridden, two instance methods of aioice are
+Three name-mangled methods are overridden, two instance methods of aioice are
 wrapped; `realtime.rtc.internals` checks that they are still there.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,7 +57,20 @@ class PeerConnection(RTCPeerConnection):
             RTCIceServer(urls=s.url, username=s.username, credential=s.credential)
             for s in ice.servers
         ]
+        self._connecting: set[asyncio.Task[None]] = set()
         super().__init__(RTCConfiguration(iceServers=servers))
+
+    async def close(self) -> None:
+        """Close, and wait for connection attempts that aiortc leaves behind."""
+        await super().close()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+
+    async def _RTCPeerConnection__connect(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        await super()._RTCPeerConnection__connect()  # type: ignore[misc]
 
     def _RTCPeerConnection__createTransceiver(
         self, direction: str, kind: str, sender_track: MediaStreamTrack | None = None

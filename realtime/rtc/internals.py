@@ -30,6 +30,7 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
         ("self", "direction", "kind", "sender_track"),
     ),
     (RTCPeerConnection, "_RTCPeerConnection__createDtlsTransport", ("self",)),
+    (RTCPeerConnection, "_RTCPeerConnection__connect", ("self",)),
     (RTCDtlsTransport, "_send_rtp", ("self", "data")),
     (RTCDtlsTransport, "_register_rtp_sender", ("self", "sender", "parameters")),
     (RTCDtlsTransport, "_unregister_rtp_sender", ("self", "sender")),

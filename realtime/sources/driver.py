@@ -105,7 +105,9 @@ def _at_25_fps(
     target = 0
     last = 0.0
     for number, frame in enumerate(container.decode(stream)):
-        time = frame.time if frame.time is not None else number / float(stream.average_rate or FPS)
+        # Some containers have no timestamps: then frames are evenly spaced.
+        stamped = frame.pts is not None
+        time = frame.time if stamped else number / float(stream.average_rate or FPS)
         start = time if start is None else start
         last = time - start
         # A frame that comes less than half a millisecond after the tick is on time.

@@ -100,8 +100,13 @@ class Webcam:
     def push(self, reading: MotionReading | None, capture_48k: int) -> None:
         """Take what one picture said (None: no face) at its capture time."""
         if self._picture_at is not None and capture_48k <= self._picture_at:
-            self.out_of_order += 1
-            return
+            if self._picture_at - capture_48k < OFF_SAMPLES:
+                self.out_of_order += 1
+                return
+            # The session clock was set back: nothing that is known can be compared.
+            self._raw.clear()
+            self._moves.clear()
+            self._seam = None
         self._picture_at = capture_48k
         if reading is None:
             return

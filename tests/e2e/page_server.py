@@ -54,7 +54,7 @@ CSP = (
 )
 MAX_PICTURE_BYTES = 12 * 1024 * 1024
 FLAT_PICTURE_STD = 12.0
-PRESETS = ["neutral", "smile", "warm", "surprise", "doubt", "serious"]
+PRESETS = ["neutral", "smile", "grin", "surprise", "doubt", "thinking", "look_left", "turn_left"]
 FACTORS: tuple[protocol.Factor, ...] = ("lip", "pose", "eye", "exp")
 PEOPLE = [
     ("ines", "Ines", (214, 176, 148), (52, 40, 36), (196, 208, 201)),

@@ -38,7 +38,9 @@ def draw(engine: BaseEngine, portrait: Portrait, code: MotionCode) -> np.ndarray
     return compose(engine.draw(portrait.appearance, code), portrait.image, 512)
 
 
-def test_openvino_equals_torch(engine: BaseEngine, reference: BaseEngine, portrait: Portrait) -> None:
+def test_openvino_equals_torch(
+    engine: BaseEngine, reference: BaseEngine, portrait: Portrait
+) -> None:
     crop = portrait.image[::2, ::2].copy()
     a, b = engine.motion(crop), reference.motion(crop)
     np.testing.assert_allclose(a.code.concat(), b.code.concat(), atol=2e-3)

@@ -100,5 +100,7 @@ def test_warp_crop_keeps_pixel_centres() -> None:
 
 def test_rotation_is_a_rotation() -> None:
     turns = rotation(np.random.default_rng(0).uniform(-1, 1, (20, 3)))
-    np.testing.assert_allclose(turns @ turns.transpose(0, 2, 1), np.eye(3)[None].repeat(20, 0), atol=1e-9)
+    np.testing.assert_allclose(
+        turns @ turns.transpose(0, 2, 1), np.eye(3)[None].repeat(20, 0), atol=1e-9
+    )
     np.testing.assert_allclose(np.linalg.det(turns), 1)

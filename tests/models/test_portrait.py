@@ -30,7 +30,8 @@ def test_pictures_decode_as_rgb(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF1234WEBPVP8 ", b"GIF89a" * 9]
+    "data",
+    [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF1234WEBPVP8 ", b"GIF89a" * 9],
 )
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
     with pytest.raises(PortraitError, match="not a JPEG") as error:
@@ -79,7 +80,9 @@ def test_two_faces_are_said(engine, portrait_picture) -> None:
 
 def test_a_tiny_face_is_said(engine, portrait_picture) -> None:
     canvas = np.full((700, 700, 3), 128, np.uint8)
-    canvas[250:400, 250:400] = cv2.resize(portrait_picture, (150, 150), interpolation=cv2.INTER_AREA)
+    canvas[250:400, 250:400] = cv2.resize(
+        portrait_picture, (150, 150), interpolation=cv2.INTER_AREA
+    )
     with pytest.raises(PortraitError, match="pixels high"):
         prepare_portrait(canvas, engine, id="x", name="x")
 

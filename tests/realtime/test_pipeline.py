@@ -271,22 +271,18 @@ def test_a_stalled_sender_is_filled_60_ms_after_due_then_at_once() -> None:
     assert not rig.ticks[-1].audio.any()
 
 
-def test_a_microphone_that_comes_back_is_heard_at_once() -> None:
+@pytest.mark.parametrize("capture", [48_000, 48_000 + 5 * 48_000 + 777])
+def test_a_microphone_that_comes_back_is_heard_at_once(capture: int) -> None:
     rig, signal = Rig(), _noise(96_000)
     rig.talk(signal[:48_000])
     rig.wait(5000)
-    for capture in (48_000, 48_000 + 5 * 48_000 + 777):
-        again = Rig()
-        again.talk(signal[:48_000])
-        again.wait(5000)
-        before = len(again.ticks)
-        again.talk(signal[48_000:], capture)
-        again.check_line()
-        assert again.pipeline.stats.reanchors == 1
-        voice = np.concatenate([t.audio for t in again.ticks[before:]])
-        loud = np.flatnonzero(voice)
-        assert len(loud) > 40_000
-        assert again.pipeline.stats.late_samples == 0
+    before = len(rig.ticks)
+    rig.talk(signal[48_000:], capture)
+    rig.check_line()
+    assert rig.pipeline.stats.reanchors == 1
+    assert rig.pipeline.stats.late_samples == 0
+    voice = np.concatenate([t.audio for t in rig.ticks[before:]])
+    assert np.count_nonzero(voice) > 40_000
 
 
 @pytest.mark.parametrize("step_ms", [90, 150, 400])
@@ -346,15 +342,6 @@ def test_a_loop_that_stood_still_catches_up_by_a_bounded_number_of_frames() -> N
     rig.wait(1000)
     assert 24 <= len(rig.ticks) - before - CATCH_UP_FRAMES <= 26
     rig.check_line()
-
-
-def test_memory_does_not_grow_with_time() -> None:
-    rig = Rig()
-    for i in range(40):
-        rig.push(_noise(PACKET, i), i * 2 * PACKET * 40)
-        rig.wait(20)
-    assert len(rig.pipeline._pending) <= 16
-    assert len(rig.pipeline._ring) == AHEAD + 3 * FRAME
 
 
 # --- mouth, pause, sources --------------------------------------------------------------
@@ -464,7 +451,9 @@ def test_webcam_pictures_are_stamped_on_the_session_clock() -> None:
     job = rig.pipeline.push_webcam(picture)
     assert job.capture_48k == 9600 + 480, "as old as the sound that comes now"
     assert job.arrived_ns == rig.clock()
-    assert rig.pipeline.stats.webcam_frames == 3
+    rig.clock.advance(60_000)
+    assert rig.pipeline.push_webcam(picture).capture_48k == 9600 + 48_000, "the loop stood still"
+    assert rig.pipeline.stats.webcam_frames == 4
 
 
 # --- with the worker: from sound to pixels ----------------------------------------------

@@ -428,3 +428,15 @@ def test_readings_out_of_order_are_dropped_and_counted() -> None:
     webcam.push(reading, 2000)
     webcam.push(reading, 4000)
     assert webcam.out_of_order == 2
+
+
+def test_a_session_clock_that_was_set_back_starts_anew() -> None:
+    person = _person()
+    person.show(60, _pose(0.0))
+    person.webcam.push(None, 60 * 48_000)
+    reading = MotionReading(_pose(0.2), fake_landmarks())
+    for _ in range(40):
+        person.webcam.push(reading, Moment(person.frame).middle_48k)
+        code = person.ask()
+    assert person.webcam.status == "tracking"
+    assert code[0] == pytest.approx(0.2, abs=0.01)

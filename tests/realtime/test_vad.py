@@ -67,7 +67,9 @@ def test_quiet_room_stays_shut() -> None:
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=6))
 def test_chunks_do_not_matter(sizes: list[int]) -> None:
     rng = np.random.default_rng(5)
-    samples = (rng.normal(size=16_000) * np.repeat(rng.uniform(0, 0.3, 10), 1600)).astype(np.float32)
+    samples = (rng.normal(size=16_000) * np.repeat(rng.uniform(0, 0.3, 10), 1600)).astype(
+        np.float32
+    )
     whole, parts = SpeechGate(), SpeechGate()
     loud, loud_parts = Emphasis(), Emphasis()
     whole.push(samples)

@@ -13,7 +13,9 @@ from models.codes import MotionCode
 from models.config import ModelConfig
 from models.portrait import Portrait
 from models.runtime.engine import Engine, EngineError
+from realtime.protocol import StageMs
 from realtime.router import Snapshot
+from realtime.stages import Percentiles, StageRecorder
 from realtime.worker import (
     CALL_DEPTH,
     HeldFrame,
@@ -167,7 +169,11 @@ def test_a_full_mailbox_holds_the_oldest_frame_and_never_queues() -> None:
         session.submit(i)
     rig.drain()
     assert [f.frame_index for f in session.frames] == [3, 4]
-    assert [(h.frame_index, h.reason) for h in session.held] == [(0, "late"), (1, "late"), (2, "late")]
+    assert [(h.frame_index, h.reason) for h in session.held] == [
+        (0, "late"),
+        (1, "late"),
+        (2, "late"),
+    ]
     assert all(h.lip is not None for h in session.held), "lips are computed all the same"
     assert session.order == sorted(session.order)
     assert rig.engine.calls["draw"] == 2
@@ -458,3 +464,33 @@ def test_an_engine_that_cannot_load_says_so(caplog: pytest.LogCaptureFixture) ->
 def test_i420_is_even_and_limited_range() -> None:
     white = np.full((4, 4, 3), 255, np.uint8)
     assert to_i420(white)[:4].max() == 235
+
+
+# --- stage timings ----------------------------------------------------------------------
+
+
+def test_percentiles_cover_the_last_durations_in_fixed_memory() -> None:
+    stage = Percentiles(capacity=100)
+    assert stage.summary() == StageMs(0.0, 0.0, 0.0)
+    for i in range(1000):
+        stage.add(i * 1_000_000)
+    assert len(stage) == 100
+    summary = stage.summary()
+    assert summary.p50 == pytest.approx(949.5)
+    assert summary.p95 == pytest.approx(994.05, abs=0.01)
+    assert 997 < summary.p99 <= 999
+    with pytest.raises(ValueError, match="capacity"):
+        Percentiles(capacity=0)
+
+
+def test_stages_are_recorded_by_name_and_bounded() -> None:
+    recorder = StageRecorder(["draw"])
+    assert recorder.summary() == {}
+    recorder.add_spans({"draw": 2_000_000, "compose": 1_000_000})
+    recorder.add("draw", 4_000_000)
+    assert recorder.summary()["draw"].p50 == 3.0
+    assert recorder.summary()["compose"].p50 == 1.0
+    for i in range(30):
+        recorder.add(f"stage {i}", 1)
+    with pytest.raises(ValueError, match="too many stages"):
+        recorder.add("one more", 1)

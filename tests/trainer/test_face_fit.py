@@ -16,7 +16,14 @@ def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     codes = np.zeros((count, CODE_DIM), np.float32)
     codes[:, :3] = rng.uniform(0, 1.5, (count, 3))
-    codes[:, FACTOR_SLICES["pose"]] = rng.uniform(-0.15, 0.15, (count, 6)) * [1, 1, 1, 0.3, 0.3, 0.3]
+    codes[:, FACTOR_SLICES["pose"]] = rng.uniform(-0.15, 0.15, (count, 6)) * [
+        1,
+        1,
+        1,
+        0.3,
+        0.3,
+        0.3,
+    ]
     codes[:, FACTOR_SLICES["eye"].start] = rng.uniform(0, 1, count)
     points = np.stack([face.project(face.mean, MotionCode.split(c)) for c in codes])
     return codes, points

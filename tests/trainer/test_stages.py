@@ -27,7 +27,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
     face = open_checkpoint().face
     rng = np.random.default_rng(0)
     kinds = ["synth"] * 4 + ["grid"] * 2 + ["still"] * 2
-    rows: dict[str, list] = {k: [] for k in ("kind", "clip", "person", "frame", "landmarks", "code", "shape")}
+    rows: dict[str, list] = {
+        k: [] for k in ("kind", "clip", "person", "frame", "landmarks", "code", "shape")
+    }
     pixels = []
     for i, kind in enumerate(kinds):
         colour = rng.integers(40, 200, 3)
@@ -39,7 +41,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
             for x, y in np.clip(points * 256, 2, 253).astype(int):
                 image[y - 2 : y + 2, x - 2 : x + 2] = 255 - colour
             pixels.append(image)
-            values = (kind, f"{kind}/{i}", "s1" if kind == "grid" else str(i), t, points, code, face.mean)
+            values = (
+                kind,
+                f"{kind}/{i}",
+                "s1" if kind == "grid" else str(i),
+                t,
+                points,
+                code,
+                face.mean,
+            )
             for key, value in zip(rows, values, strict=True):
                 rows[key].append(value)
     np.savez(folder / "labels.npz", **{k: np.array(v) for k, v in rows.items()})
@@ -80,7 +90,9 @@ def test_the_motion_encoder_learns(cache: FrameCache) -> None:
         optimiser.step()
         history.append(float(loss.detach()))
     assert history[-1] < 0.95 * history[0]
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.ndim > 1)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.ndim > 1
+    )
 
 
 def test_the_generator_learns(cache: FrameCache) -> None:
@@ -118,7 +130,9 @@ def test_exact_shape_projects_on_the_landmarks(cache: FrameCache) -> None:
     net.geometry.load_face_model(cache.face)
     code = torch.from_numpy(cache.code[:3])
     points = torch.from_numpy(cache.landmarks[:3]) + 0.01 * torch.randn(3, LANDMARKS, 2)
-    shape = generator_stage.exact_shape(net.geometry, net.geometry.mean.expand(3, -1, -1), code, points)
+    shape = generator_stage.exact_shape(
+        net.geometry, net.geometry.mean.expand(3, -1, -1), code, points
+    )
     torch.testing.assert_close(net.geometry(shape, code)[:, :LANDMARKS], points, atol=1e-4, rtol=0)
 
 

@@ -1,0 +1,109 @@
+"""Teach the eye reader of E_mot on eye patches alone, before the joint stage.
+
+An eye patch costs a fiftieth of a face, so lids and gaze see hundreds of thousands of
+samples while the whole face would see ten thousand. Frames are flipped at random, so the
+image-left patch is both eyes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.codes import FACTOR_SLICES
+from models.face import GROUPS
+from models.networks.motion import LEFT_EYE, EyeReader
+from trainer.cache import SIZE
+from trainer.frames import FrameCache, augmented, degrade, random_similarity, rarity
+from trainer.loader import Sample, batches, to_unit
+
+_POINTS = np.r_[GROUPS["eye_left"], GROUPS["iris_left"]]
+_DIMS = np.array([0, 2, 3, 4]) + FACTOR_SLICES["eye"].start
+TARGETS = len(_DIMS) + 2 * len(_POINTS)
+
+
+def sampler(cache: FrameCache, rows: NDArray[np.int64], augment: bool = True):  # type: ignore[no-untyped-def]
+    """A function rng -> eye patch, closure, gaze x and y, widening, 21 points, and trust."""
+    top, left, size, _ = LEFT_EYE
+    cut = np.array([[SIZE, 0, -left], [0, SIZE, -top]], np.float32)
+    weight = rarity(cache)
+    pools = {}
+    for kind in ("synth", "grid", "still"):
+        pool = rows[cache.kind[rows] == kind]
+        pools[kind] = (pool, np.cumsum(weight[pool]) / weight[pool].sum())
+
+    def make(rng: np.random.Generator) -> Sample:
+        kind = str(rng.choice(["synth", "grid", "still"], p=[0.65, 0.15, 0.2]))
+        pool, running = pools[kind]
+        row = int(pool[np.searchsorted(running, rng.random())])
+        if augment:
+            move = random_similarity(rng, zoom=0.1, angle=0.1, shift=0.02)
+        else:
+            move = np.eye(2, 3, dtype=np.float32)
+        patch, points, code = augmented(
+            cache, row, move, flip=augment and rng.random() < 0.5, out=cut, size=size
+        )
+        local = (points[_POINTS] * SIZE - (left + size / 2, top + size / 2)) / 16
+        target = np.concatenate([code[_DIMS], local.reshape(-1)]).astype(np.float32)
+        trust = np.ones(TARGETS, np.float32)
+        trust[: len(_DIMS)] = {"synth": 1.0, "grid": 0.5, "still": 0.0}[kind]
+        return {"eye": degrade(rng, patch) if augment else patch, "target": target, "trust": trust}
+
+    return make
+
+
+def centred(values: Tensor) -> Tensor:
+    """Split off the iris centre relative to the lids: (B, TARGETS) -> (B, 2)."""
+    points = values[:, len(_DIMS) :].view(len(values), -1, 2)
+    return points[:, 16:].mean(1) - points[:, :16].mean(1)
+
+
+def train(cache_dir: Path, out: Path, steps: int = 4000, batch: int = 96) -> None:
+    """Train; writes the reader's weights to `out` every 500 steps."""
+    torch.set_num_threads(1)
+    torch.manual_seed(11)
+    cache = FrameCache(cache_dir)
+    split = cache.split()
+    reader = EyeReader()
+    net = nn.Sequential(reader, nn.Linear(128, TARGETS))
+    optimiser = torch.optim.AdamW(net.parameters(), 3e-3, (0.9, 0.99), weight_decay=1e-3)
+    stream = batches(sampler(cache, split.train), size=batch, seed=11, threads=1)
+    test = next(batches(sampler(cache, split.test, augment=False), size=600, seed=12))
+    began, mean = time.monotonic(), 0.0
+    for step in range(1, steps + 1):
+        data = next(stream)
+        for group in optimiser.param_groups:
+            group["lr"] = float(3e-3 * min(1, step / 100) * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        with torch.autocast("cpu", torch.bfloat16):
+            read = net(to_unit(data["eye"]) * 2 - 1).float()
+        error = (read - data["target"]) * data["trust"]
+        codes = nn.functional.smooth_l1_loss(4 * error[:, :4], torch.zeros_like(error[:, :4]))
+        gaze = (centred(read) - centred(data["target"])).abs().mean()
+        loss = codes + 2 * error[:, 4:].abs().mean() + 4 * gaze
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimiser.step()
+        mean = 0.98 * (mean or loss.item()) + 0.02 * loss.item()
+        if step % 100 == 0:
+            print(step, f"{(time.monotonic() - began) / 100:.2f} s", round(mean, 4), flush=True)
+            began = time.monotonic()
+        if step % 500 == 0 or step == steps:
+            net.eval()
+            with torch.no_grad():
+                read = net(to_unit(test["eye"]) * 2 - 1)
+            net.train()
+            known = test["trust"][:, 0] == 1
+            pairs = zip(read[known].T[:4].numpy(), test["target"][known].T[:4].numpy(), strict=True)
+            print("blink, gaze x, gaze y, wide:", [round(float(np.corrcoef(a, b)[0, 1]), 3) for a, b in pairs], flush=True)
+            torch.save({"reader": reader.state_dict(), "step": step}, out)
+
+
+if __name__ == "__main__":
+    typer.run(train)
