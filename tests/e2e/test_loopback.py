@@ -153,6 +153,8 @@ async def test_two_sessions_never_see_each_other(settings: Settings) -> None:
         made = {"light": one, "dark": two}
         await asyncio.gather(*(converse(made[name], name, voices[name]) for name in made))
         refused = await third(running)
+        one.send(type="set_source", factor="pose", source="preset", name="turn_left")
+        await one.message("state")
         for name, other in (("light", "dark"), ("dark", "light")):
             forbidden = await running.http.delete(
                 f"/api/sessions/{made[name].session_id}",
@@ -171,9 +173,11 @@ async def test_two_sessions_never_see_each_other(settings: Settings) -> None:
         mouth = np.array([face.mouth for _, face in seen])
         times = [at for at, _ in seen]
         assert np.corrcoef(mouth, Voice(made[name]).at(times))[0, 1] > 0.8
+        assert np.corrcoef(mouth, Voice(made[other]).at(times))[0, 1] < 0.5
         hellos = [m for m in made[name].messages if m["type"] == "hello"]
         assert [hello["session_id"] for hello in hellos] == [made[name].session_id]
         assert hellos[0]["portrait"] == name.title()
+    assert not any(message["type"] == "state" for message in two.messages)
 
 
 async def third(running: Running) -> int:
