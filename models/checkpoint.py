@@ -96,8 +96,6 @@ def file_hash(path: Path) -> str:
 
 def write_manifest(folder: Path, config: ModelConfig, **extra: Any) -> None:
     """Write manifest.json over all other files of the folder; `extra` must be JSON-able."""
-    files = {
-        p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"
-    }
+    files = {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.name != "manifest.json"}
     manifest = {"format": FORMAT, "config": config.to_json(), **extra, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -42,10 +42,10 @@ CODE_DIM = sum(DIMS.values())
 EXPRESSION_NAMES: tuple[str, ...] = (
     "browDown_L", "browDown_R", "browInnerUp_L", "browInnerUp_R", "browOuterUp_L", "browOuterUp_R",
     "cheekPuff_L", "cheekPuff_R", "cheekSquint_L", "cheekSquint_R", "eyeSquint_L", "eyeSquint_R",
-    "mouthSmile_L", "mouthSmile_R", "mouthFrown_L", "mouthFrown_R", "mouthDimple_L", "mouthDimple_R",
-    "mouthStretch_L", "mouthStretch_R", "mouthPress_L", "mouthPress_R", "mouthUpperUp_L",
-    "mouthUpperUp_R", "mouthLowerDown_L", "mouthLowerDown_R", "noseSneer_L", "noseSneer_R",
-    "mouthFunnel", "mouthShrugLower",
+    "mouthSmile_L", "mouthSmile_R", "mouthFrown_L", "mouthFrown_R", "mouthDimple_L",
+    "mouthDimple_R", "mouthStretch_L", "mouthStretch_R", "mouthPress_L", "mouthPress_R",
+    "mouthUpperUp_L", "mouthUpperUp_R", "mouthLowerDown_L", "mouthLowerDown_R",
+    "noseSneer_L", "noseSneer_R", "mouthFunnel", "mouthShrugLower",
 )  # fmt: skip
 assert len(EXPRESSION_NAMES) == DIMS["exp"]
 

@@ -24,9 +24,10 @@ def compose(drawing: Drawing, source: NDArray[np.uint8], size: int) -> NDArray[n
     # Flow is in [0, 1]; a pixel's centre lies at +0.5.
     positions = cv2.resize(drawing.flow, (size, size), interpolation=cv2.INTER_LINEAR)
     positions = positions * np.float32(size) - np.float32(0.5)
-    warped = cv2.remap(source, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    x, y = cv2.split(positions)
+    warped = cv2.remap(source, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     mask, drawn = drawing.mask, np.clip(drawing.rgb * 255 + 0.5, 0, 255).astype(np.uint8)
     if size != mask.shape[0]:
-        mask = cv2.resize(mask, (size, size), interpolation=cv2.INTER_LINEAR)
-        drawn = cv2.resize(drawn, (size, size), interpolation=cv2.INTER_CUBIC)
+        mask = np.asarray(cv2.resize(mask, (size, size), interpolation=cv2.INTER_LINEAR))
+        drawn = np.asarray(cv2.resize(drawn, (size, size), interpolation=cv2.INTER_CUBIC))
     return np.asarray(cv2.blendLinear(warped, drawn, mask, 1 - mask), np.uint8)

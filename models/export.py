@@ -36,7 +36,9 @@ class Parity:
     errors: dict[str, dict[str, float]]
 
 
-def example_inputs(name: str, config: ModelConfig, face: FaceModel, seed: int) -> tuple[Tensor, ...]:
+def example_inputs(
+    name: str, config: ModelConfig, face: FaceModel, seed: int
+) -> tuple[Tensor, ...]:
     """Inputs in the range that the product really feeds; never zeros."""
     g = torch.Generator().manual_seed(seed)
 
@@ -86,7 +88,9 @@ def store_half(path: Path) -> None:
             continue
         name = tensor.name
         tensor.CopyFrom(onnx.numpy_helper.from_array(half, name + "_f16"))
-        casts.append(onnx.helper.make_node("Cast", [name + "_f16"], [name], to=onnx.TensorProto.FLOAT))
+        casts.append(
+            onnx.helper.make_node("Cast", [name + "_f16"], [name], to=onnx.TensorProto.FLOAT)
+        )
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -97,7 +101,7 @@ def store_half(path: Path) -> None:
 def export_checkpoint(
     networks: Networks, face: FaceModel, out: Path, *, about: dict[str, Any]
 ) -> Parity:
-    """Write a whole checkpoint folder; `about` goes into the manifest (name, data, commit, metrics).
+    """Write a whole checkpoint folder; `about` (name, data, metrics) goes into its manifest.
 
     Weights are rounded to float16 first, so torch and ONNX hold the same numbers.
 

@@ -16,6 +16,7 @@ gradient descent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,9 +39,7 @@ GROUPS: dict[str, slice] = {
     "lips_inner": slice(132, 152),
 }
 #: Left eye, right eye and mouth centre in the canonical crop.
-CANONICAL_POINTS: Array = np.array(
-    [[0.392, 0.440], [0.608, 0.440], [0.5, 0.705]], np.float32
-)
+CANONICAL_POINTS: Array = np.array([[0.392, 0.440], [0.608, 0.440], [0.5, 0.705]], np.float32)
 #: Where the neck pivot of an unturned head lies in the canonical crop.
 CANONICAL_ORIGIN: Array = np.array([0.5, 0.743], np.float32)
 BASIS_DIM = DIMS["lip"] + DIMS["eye"] + DIMS["exp"]
@@ -50,7 +49,7 @@ _INNER_UPPER = [146, 147, 148]
 _INNER_LOWER = [136, 137, 138]
 
 
-def rotation(pose: Array) -> NDArray[np.float64]:
+def rotation(pose: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """(..., >=3) yaw, pitch, roll in radians -> (..., 3, 3) = Ry(yaw) Rx(-pitch) Rz(roll)."""
     yaw, pitch, roll = np.moveaxis(np.asarray(pose, np.float64)[..., :3], -1, 0)
     cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
@@ -77,13 +76,13 @@ class FaceModel:
     def offsets(self, code: MotionCode) -> Array:
         """Displacement (152, 3) of the landmarks by the lip, eye and expression codes."""
         weights = np.concatenate([code.lip, code.eye, code.exp])
-        return np.tensordot(weights, self.basis, 1).astype(np.float32)
+        return np.asarray(np.tensordot(weights, self.basis, 1), np.float32)
 
     def project(self, shape: Array, code: MotionCode) -> Array:
         """Landmarks (152, 2) in crop units of a neutral `shape` (152, 3) moved by `code`."""
         turned = (shape + self.offsets(code)) @ rotation(code.pose)[:2].T
         turned = turned * np.exp(code.pose[5]) * (1.0, -1.0)
-        return (turned + CANONICAL_ORIGIN + code.pose[3:5]).astype(np.float32)
+        return np.asarray(turned + CANONICAL_ORIGIN + code.pose[3:5], np.float32)
 
     def lift(self, landmarks: Array, code: MotionCode) -> Array:
         """Neutral shape (152, 3) that `project` maps exactly to `landmarks` (152, 2).
@@ -150,7 +149,7 @@ def apply_transform(transform: Array, points: Array) -> Array:
 
 
 def lip_gap(landmarks: Array) -> Array:
-    """Inner-lip gap over face height (forehead point 0 to chin point 18); (..., 152, 2) -> (...)."""
+    """Inner-lip gap over face height (forehead 0 to chin 18); (..., 152, 2) -> (...)."""
     gap = landmarks[..., _INNER_LOWER, :2].mean(-2) - landmarks[..., _INNER_UPPER, :2].mean(-2)
     height = landmarks[..., 18, :2] - landmarks[..., 0, :2]
     size = np.linalg.norm(height, axis=-1)

@@ -142,7 +142,11 @@ class OneEuro:
     """
 
     def __init__(
-        self, cutoff_hz: float = 1.5, beta: float = 8.0, rate_hz: float = FPS, speed_cutoff_hz: float = 1.0
+        self,
+        cutoff_hz: float = 1.5,
+        beta: float = 8.0,
+        rate_hz: float = FPS,
+        speed_cutoff_hz: float = 1.0,
     ) -> None:
         self.cutoff_hz, self.beta = cutoff_hz, beta
         self.rate_hz, self.speed_cutoff_hz = rate_hz, speed_cutoff_hz

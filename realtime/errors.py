@@ -120,6 +120,13 @@ class UnavailableError(_RetryError):
     title = "Not available now"
 
 
+class BrokenError(ProblemError):
+    """503 that waiting does not help: no Retry-After."""
+
+    status = 503
+    title = "The server cannot draw pictures"
+
+
 def problem_response(
     status: int,
     title: str,

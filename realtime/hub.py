@@ -24,6 +24,7 @@ from models.runtime.engine import Engine
 from models.tracking import FaceTracker
 from realtime.errors import (
     BadRequestError,
+    BrokenError,
     ForbiddenError,
     NotFoundError,
     TooManyError,
@@ -168,6 +169,15 @@ class Hub:
         """Sessions open or being opened."""
         return len(self._sessions) + sum(self._opening.values())
 
+    def require_engine(self) -> Engine:
+        """Return the engine. Raises UnavailableError (loading), BrokenError (it cannot run)."""
+        if self.engine is not None:
+            return self.engine
+        if self.engine_error:
+            raise BrokenError("engine-unusable", self.engine_error)
+        text = "The engine is still being loaded."
+        raise UnavailableError("not-ready", text, retry_after_s=RETRY_LOADING_S)
+
     async def open_session(self, request: SessionRequest, address: str) -> SessionAnswer:
         """Make a session and answer its offer. Raises ProblemError kinds (400, 404, 429, 503)."""
         engine = self._admit(address)
@@ -218,13 +228,11 @@ class Hub:
     def _admit(self, address: str) -> Engine:
         if self.engine is None:
             self.metrics.refused.labels("not_ready").inc()
-            detail = f"The engine cannot run: {self.engine_error}" if self.engine_error else (
-                "The engine is still being loaded."
-            )  # fmt: skip
-            raise UnavailableError("not-ready", detail, retry_after_s=RETRY_LOADING_S)
-        if self.session_count >= self.settings.max_sessions:
+        engine = self.require_engine()
+        places = self.settings.max_sessions
+        if self.session_count >= places:
             self.metrics.refused.labels("full").inc()
-            text = f"All {self.settings.max_sessions} places are taken."
+            text = "The only place is taken." if places == 1 else f"All {places} places are taken."
             raise UnavailableError(
                 "full", text, retry_after_s=RETRY_FULL_S, title="The server is full"
             )
@@ -234,7 +242,7 @@ class Hub:
             self.metrics.refused.labels("address").inc()
             text = "This address has as many sessions as one may have."
             raise TooManyError("too-many-sessions", text, retry_after_s=RETRY_FULL_S)
-        return self.engine
+        return engine
 
     def _leave(self, address: str) -> None:
         self._opening[address] -= 1

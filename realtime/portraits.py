@@ -34,7 +34,8 @@ from realtime.worker import RenderWorker, WorkerBusyError
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
-THUMBNAIL_PX = 256
+#: As large as the largest picture, so that the page can show it before the avatar moves.
+THUMBNAIL_PX = 512
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ID = re.compile(r"^[a-z0-9_-]{1,64}$")
 _log = logging.getLogger("visavis.portraits")
@@ -120,7 +121,10 @@ class PortraitStore:
         return entry.portrait or await self._prepared(entry)
 
     async def thumbnail(self, id: str) -> bytes:
-        """JPEG, 256 pixels. Raises NotFoundError."""
+        """JPEG, square, at most `THUMBNAIL_PX`: the canonical crop once there is one.
+
+        Raises NotFoundError.
+        """
         entry = self._entry(id)
         if not entry.thumbnail and entry.path is not None:
             image = await self._decoded(entry.path.read_bytes())
@@ -172,6 +176,8 @@ class PortraitStore:
         entry.portrait = await self._call(
             lambda engine: self._prepare(image, engine, id=info.id, name=info.name)
         )
+        # The page shows it where the avatar will be: it must not jump when it starts to move.
+        entry.thumbnail = await asyncio.to_thread(_thumbnail, entry.portrait.image)
         return entry.portrait
 
     async def _decoded(self, data: bytes) -> Pixels:
@@ -197,22 +203,17 @@ def _same(a: str, b: str) -> bool:
     return hmac.compare_digest(a.encode(), b.encode())
 
 
-def _resize(image: Pixels, size: int) -> Pixels:
-    if image.shape[0] == size:
-        return image
-    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
-
-
 def _thumbnail(image: Pixels) -> bytes:
-    """Central square of (H, W, 3) uint8 RGB as a small JPEG."""
+    """Central square of (H, W, 3) uint8 RGB as JPEG, never enlarged."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = _resize(
-        np.ascontiguousarray(image[top : top + side, left : left + side]), THUMBNAIL_PX
-    )
+    square = np.ascontiguousarray(image[top : top + side, left : left + side])
+    if side > THUMBNAIL_PX:
+        size = (THUMBNAIL_PX, THUMBNAIL_PX)
+        square = np.asarray(cv2.resize(square, size, interpolation=cv2.INTER_AREA), np.uint8)
     bgr = cv2.cvtColor(square, cv2.COLOR_RGB2BGR)
-    return bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 88])[1])
+    return bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 90])[1])
 
 
 def _read_folder(folder: Path) -> list[_Entry]:

@@ -128,6 +128,6 @@ PRESETS: Mapping[Factor, Mapping[str, Array]] = MappingProxyType(
 )
 
 
-def preset_names() -> list[str]:
-    """Every preset name once: expressions first, then eyes, then poses."""
-    return list(dict.fromkeys([*PRESETS["exp"], *PRESETS["eye"], *PRESETS["pose"]]))
+def preset_names() -> dict[Factor, list[str]]:
+    """Names of each factor's presets, in the order to show them."""
+    return {factor: list(table) for factor, table in PRESETS.items()}

@@ -120,7 +120,7 @@ class Hello(Message, tag="hello", frozen=True):
     size: int
     fps: int
     algorithmic_latency_ms: int
-    presets: list[str]
+    presets: dict[Factor, list[str]]
     clips: list[str]
     sliders: dict[Factor, list[Slider]]
     allowed_sources: dict[Factor, list[SourceKind]]

@@ -36,13 +36,12 @@ from realtime.errors import (
     ProblemError,
     TooLargeError,
     TooManyError,
-    UnavailableError,
     on_exception,
     on_http_exception,
     on_problem,
     problem_response,
 )
-from realtime.hub import RETRY_LOADING_S, Hub, Parts
+from realtime.hub import Hub, Parts
 from realtime.metrics import CONTENT_TYPE
 from realtime.protocol import Candidate, SessionRequest
 from realtime.rtc import BadDescriptionError, IceServer
@@ -184,9 +183,7 @@ async def list_portraits(request: Request) -> Response:
 async def add_portrait(request: Request) -> Response:
     """Enrol a picture: raw bytes, or a form with the fields `image`, `name`, `consent`."""
     hub = _hub(request)
-    if hub.engine is None:
-        text = hub.engine_error or "The engine is still being loaded."
-        raise UnavailableError("not-ready", text, retry_after_s=RETRY_LOADING_S)
+    hub.require_engine()
     data, fields = await read_picture(request, hub.settings.max_image_bytes)
     if fields.get("consent", "").lower() not in _YES:
         raise BadRequestError(
@@ -209,10 +206,10 @@ async def add_portrait(request: Request) -> Response:
 
 
 async def thumbnail(request: Request) -> Response:
-    """A small JPEG of a portrait, for whoever knows its id."""
+    """A JPEG of a portrait, for whoever knows its id."""
     data = await _hub(request).portraits.thumbnail(request.path_params["id"])
     return Response(
-        data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"}
+        data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"}
     )
 
 
@@ -234,10 +231,7 @@ async def healthz(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """200 once the engine is warm."""
-    hub = _hub(request)
-    if hub.engine is None:
-        text = hub.engine_error or "The engine is still being loaded."
-        raise UnavailableError("not-ready", text, retry_after_s=RETRY_LOADING_S)
+    _hub(request).require_engine()
     return _json({"status": "ready"}, 200, {"Cache-Control": "no-store"})
 
 

@@ -8,7 +8,7 @@ mouth. The level goes through the same running gain as in the product.
 
 from __future__ import annotations
 
-import time
+import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +26,8 @@ from models.networks.audio import AudioEncoder
 from models.rates import MEL_BANDS, MEL_PER_FRAME
 from models.streaming import Loudness
 from trainer.frames import FrameCache
-from trainer.loader import Sample, batches
+from trainer.loader import Make, Sample, batches
+from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
 from trainer.motion_stage import lip_weights
 
 F32 = NDArray[np.float32]
@@ -70,9 +71,11 @@ def shift_voice(samples: F32, factor: float) -> F32:
     parts = []
     while True:
         try:
-            parts.append(chain[-1].pull().to_ndarray()[0])
+            pulled = chain[-1].pull()
         except (av.EOFError, av.BlockingIOError):
             break
+        assert isinstance(pulled, av.AudioFrame), "the graph holds audio filters only"
+        parts.append(pulled.to_ndarray()[0])
     out = np.concatenate(parts)[: len(samples)]
     return np.pad(out, (0, len(samples) - len(out))).astype(np.float32)
 
@@ -82,7 +85,8 @@ class SpeechCache:
 
     def __init__(self, folder: Path) -> None:
         with np.load(folder / "speech.npz", allow_pickle=False) as z:
-            self.clip, self.offset, self.lip = z["clip"], z["offset"].astype(int), z["lip"]
+            self.clip, self.offset = z["clip"], z["offset"].astype(int)
+            self.lip: F32 = z["lip"]
             samples = z["samples"]
         path = folder / "mel.npz"
         if not path.exists():
@@ -101,8 +105,8 @@ class SpeechCache:
     def window(self, voice: int, clip: int) -> tuple[F32, F32]:
         """One clip: log-mel (4T, 80) in [0, 1] and lip codes (T, 16)."""
         a, b = self.offset[clip], self.offset[clip + 1]
-        mel = self.mel[voice, MEL_PER_FRAME * a : MEL_PER_FRAME * b].astype(np.float32) / 255
-        return mel, self.lip[a:b]
+        mel = self.mel[voice, MEL_PER_FRAME * a : MEL_PER_FRAME * b].astype(np.float32)
+        return mel / np.float32(255), self.lip[a:b]
 
 
 def disturb(rng: np.random.Generator, mel: F32) -> F32:
@@ -123,10 +127,13 @@ def disturb(rng: np.random.Generator, mel: F32) -> F32:
         level = power.mean() * 10 ** (-rng.uniform(0.5, 5))
         tilt = 10 ** (np.linspace(rng.uniform(-1, 1.5), 0, MEL_BANDS))
         power = power + level * tilt * rng.exponential(1.0, power.shape)
-    return np.clip((10 * np.log10(power + 1e-12) + 80) / 100, 0, 1).astype(np.float32)
+    level_db = 10 * np.log10(power + 1e-12)
+    return np.asarray(np.clip((level_db + 80) / 100, 0, 1), np.float32)
 
 
-def sampler(cache: SpeechCache, clips: NDArray[np.int64], recipe: AudioRecipe, config: ModelConfig):  # type: ignore[no-untyped-def]
+def sampler(
+    cache: SpeechCache, clips: NDArray[np.int64], recipe: AudioRecipe, config: ModelConfig
+) -> Make:
     """A function rng -> consecutive windows (length, T, 80) and codes (length, 16)."""
     misc = [int(c) for c in clips if "/s1/" not in str(cache.clip[c])]
 
@@ -160,7 +167,9 @@ def split(cache: SpeechCache, frames: FrameCache) -> tuple[NDArray[np.int64], ND
 
 
 @torch.no_grad()
-def evaluate(net: AudioEncoder, cache: SpeechCache, clips: NDArray[np.int64], voice: int = 0) -> dict[str, float]:
+def evaluate(
+    net: AudioEncoder, cache: SpeechCache, clips: NDArray[np.int64], voice: int = 0
+) -> dict[str, float]:
     """Correlation and gain of the two strongest lip dimensions, and the best lag in frames."""
     net.eval()
     config = net.config
@@ -184,7 +193,9 @@ def evaluate(net: AudioEncoder, cache: SpeechCache, clips: NDArray[np.int64], vo
     return {k: round(v, 3) for k, v in result.items()}
 
 
-def train(cache_dir: Path, out: Path, steps: int = 3000, threads: int = 1, right_frames: int = 1) -> None:
+def train(
+    cache_dir: Path, out: Path, steps: int = 3000, threads: int = 1, right_frames: int = 1
+) -> None:
     """Train E_aud; writes `out` (.pt) every 250 steps and resumes from it."""
     torch.set_num_threads(threads)
     recipe = AudioRecipe(steps=steps)
@@ -194,42 +205,28 @@ def train(cache_dir: Path, out: Path, steps: int = 3000, threads: int = 1, right
     train_clips, test_clips = split(speech, frames)
     net = AudioEncoder(config)
     optimiser = torch.optim.AdamW(net.parameters(), recipe.lr, (0.9, 0.99), weight_decay=1e-2)
-    step = 0
-    if out.exists():
-        state = torch.load(out, weights_only=True)
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        step = int(state["step"])
+    parts: Parts = {"net": net, "optimiser": optimiser}
+    step = int(resume(out, parts)["step"])
     weight = lip_weights(frames)
-    stream = batches(sampler(speech, train_clips, recipe, config), size=recipe.sequences,
-                     seed=recipe.seed, start=step, threads=1)  # fmt: skip
-    mean, began = 0.0, time.monotonic()
+    make = sampler(speech, train_clips, recipe, config)
+    stream = batches(make, size=recipe.sequences, seed=recipe.seed, start=step, threads=1)
+    report = Report(every=50, digits=4)
     while step < recipe.steps:
         data = next(stream)
-        rate = recipe.lr * min(1, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * step / recipe.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = float(rate)
+        set_rate(optimiser, cosine(step, peak=recipe.lr, steps=recipe.steps, warm_up=100))
         with torch.autocast("cpu", torch.bfloat16):
             lip = net(data["mel"].flatten(0, 1)).float().view(-1, recipe.length, DIMS["lip"])
         wanted = data["lip"]
         error = ((lip - wanted).abs() * weight).mean()
         motion = ((lip.diff(dim=1) - wanted.diff(dim=1)).abs() * weight).mean()
-        loss = error + recipe.motion_weight * motion
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimiser.step()
+        terms = {"lip": error, "motion": recipe.motion_weight * motion}
+        descend(optimiser, terms, net.parameters(), limit=5.0)
         step += 1
-        mean = 0.98 * (mean or error.item()) + 0.02 * error.item()
-        if step % 50 == 0:
-            print(step, f"{(time.monotonic() - began) / 50:.2f} s", round(mean, 4), flush=True)
-            began = time.monotonic()
+        report.add(step, terms)
         if step % 250 == 0 or step == recipe.steps:
-            torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                        "right_frames": right_frames}, out)  # fmt: skip
-            print(evaluate(net, speech, test_clips), evaluate(net, speech, test_clips, 4), flush=True)
+            save(out, parts, step=step, right_frames=right_frames)
+            for voice in (0, 4):
+                print(json.dumps(evaluate(net, speech, test_clips, voice)), flush=True)
 
 
 if __name__ == "__main__":

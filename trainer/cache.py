@@ -9,8 +9,10 @@ fitted landmark model.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import av
+import cv2
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -19,10 +21,12 @@ from rich.progress import track
 from models.codes import FACTOR_SLICES
 from models.face import warp_crop
 from trainer.face_fit import Labelled, fit_clips, fit_stills, fit_synth
-from trainer.packs import Pack
+from trainer.packs import Arrays, Pack
 
 SIZE = 256
 STRIDE = 3
+_FIELDS = ("kind", "clip", "person", "frame")
+_LABELS = ("landmarks", "code", "shape")
 
 
 def decode_video(path: Path) -> NDArray[np.uint8]:
@@ -63,47 +67,70 @@ def build(pack_root: Path, out: Path) -> None:
     _write_speech(pack, out, grid)
 
 
-def _write_frames(
-    pack: Pack, out: Path, synth: Labelled, grid: Labelled, stills: Labelled
-) -> None:
-    sets = [
-        ("synth", pack.synth["clip"], pack.synth["offset"], synth, pack.synth["identity"]),
-        ("grid", pack.clips["clip"], pack.clips["offset"], grid, None),
-    ]
-    rows: dict[str, list[object]] = {k: [] for k in ("kind", "clip", "person", "frame")}
-    arrays: dict[str, list[NDArray[np.float32]]] = {k: [] for k in ("landmarks", "code", "shape")}
-    with (out / "frames.u8").open("wb") as file:
-        for kind, paths, offset, labelled, persons in sets:
-            for i in track(range(len(paths)), description=f"{kind} clips"):
-                name = str(paths[i])
-                root = pack.root / "synth" if kind == "synth" else pack.root
-                path = root / name if (root / name).exists() else root / "clips" / name
-                video = decode_video(path)
-                person = str(persons[i]) if persons is not None else name.split("/")[1]
-                person = person if person != "misc" else name
-                for t in range(i % STRIDE, offset[i + 1] - offset[i], STRIDE):
-                    crop = warp_crop(video[t], _pixels(labelled.transform[i]), SIZE)
-                    file.write(crop.tobytes())
-                    for key, value in (("kind", kind), ("clip", name), ("person", person), ("frame", t)):
-                        rows[key].append(value)
-                    row = offset[i] + t
-                    arrays["landmarks"].append(labelled.landmarks[row])
-                    arrays["code"].append(labelled.code[row])
-                    arrays["shape"].append(labelled.shape[i])
-        import cv2
+class _FrameWriter:
+    """Appends crops to `frames.u8` and collects their labels."""
 
-        for i in track(range(len(stills.code)), description="stills"):
-            name = str(pack.stills["still"][i])
-            if not (pack.root / name).exists():
-                continue
-            image = cv2.cvtColor(cv2.imread(str(pack.root / name)), cv2.COLOR_BGR2RGB)
-            file.write(warp_crop(image.astype(np.uint8), _pixels(stills.transform[i]), SIZE).tobytes())
-            for key, value in (("kind", "still"), ("clip", name), ("person", name), ("frame", 0)):
-                rows[key].append(value)
-            for key in arrays:
-                arrays[key].append(getattr(stills, key)[i])
-    np.savez(out / "labels.npz", **{k: np.array(v) for k, v in rows.items()},
-             **{k: np.stack(v) for k, v in arrays.items()})  # fmt: skip
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lists: dict[str, list[Any]] = {k: [] for k in (*_FIELDS, *_LABELS)}
+
+    def add(self, crop: NDArray[np.uint8], **values: Any) -> None:
+        """One frame (SIZE, SIZE, 3); `values` holds all of `_FIELDS` and `_LABELS`."""
+        self._file.write(crop.tobytes())
+        for key, values_so_far in self._lists.items():
+            values_so_far.append(values[key])
+
+    def columns(self) -> dict[str, Any]:
+        """Arrays with one row per frame."""
+        return {key: np.array(values) for key, values in self._lists.items()}
+
+
+def _write_frames(pack: Pack, out: Path, synth: Labelled, grid: Labelled, stills: Labelled) -> None:
+    with (out / "frames.u8").open("wb") as file:
+        writer = _FrameWriter(file)
+        people = [str(p) for p in pack.synth["identity"]]
+        _write_clips(writer, "synth", pack.root / "synth", pack.synth, people, synth)
+        names = [str(c) for c in pack.clips["clip"]]
+        folders = [name.split("/")[1] for name in names]
+        people = [n if f == "misc" else f for n, f in zip(names, folders, strict=True)]
+        _write_clips(writer, "grid", pack.root, pack.clips, people, grid)
+        _write_stills(writer, pack, stills)
+    np.savez(out / "labels.npz", **writer.columns())
+
+
+def _write_clips(
+    writer: _FrameWriter, kind: str, root: Path, clips: Arrays, people: list[str], labels: Labelled
+) -> None:
+    """Every third frame of each clip, beginning with another one from clip to clip."""
+    offset = clips["offset"]
+    for i in track(range(len(clips["clip"])), description=f"{kind} clips"):
+        name = str(clips["clip"][i])
+        path = root / name if (root / name).exists() else root / "clips" / name
+        video = decode_video(path)
+        for t in range(i % STRIDE, offset[i + 1] - offset[i], STRIDE):
+            row = offset[i] + t
+            writer.add(
+                warp_crop(video[t], _pixels(labels.transform[i]), SIZE),
+                kind=kind, clip=name, person=people[i], frame=t,
+                landmarks=labels.landmarks[row], code=labels.code[row], shape=labels.shape[i],
+            )  # fmt: skip
+
+
+def _write_stills(writer: _FrameWriter, pack: Pack, stills: Labelled) -> None:
+    """All pictures that the pack really holds."""
+    for i in track(range(len(stills.code)), description="stills"):
+        name = str(pack.stills["still"][i])
+        if not (pack.root / name).exists():
+            continue
+        image = cv2.imread(str(pack.root / name))
+        if image is None:
+            raise ValueError(f"{pack.root / name} is not a picture")
+        rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        writer.add(
+            warp_crop(rgb, _pixels(stills.transform[i]), SIZE),
+            kind="still", clip=name, person=name, frame=0,
+            landmarks=stills.landmarks[i], code=stills.code[i], shape=stills.shape[i],
+        )  # fmt: skip
 
 
 def _write_speech(pack: Pack, out: Path, grid: Labelled) -> None:

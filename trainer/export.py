@@ -52,7 +52,9 @@ def export(
 ) -> None:  # fmt: skip
     """Assemble, export, check parity and write the manifest."""
     networks, face = assemble(cache, motion, audio, generator)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     steps = {
         name: int(torch.load(path, weights_only=False)["step"])
         for name, path in (("motion", motion), ("audio", audio), ("generator", generator))

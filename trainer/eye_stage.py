@@ -7,7 +7,7 @@ image-left patch is both eyes.
 
 from __future__ import annotations
 
-import time
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +20,26 @@ from models.codes import FACTOR_SLICES
 from models.face import GROUPS
 from models.networks.motion import LEFT_EYE, EyeReader
 from trainer.cache import SIZE
-from trainer.frames import FrameCache, augmented, degrade, random_similarity, rarity
-from trainer.loader import Sample, batches, to_unit
+from trainer.frames import KINDS, FrameCache, Pool, augmented, degrade, random_similarity, rarity
+from trainer.loader import Make, Sample, batches, to_unit
+from trainer.loop import Report, cosine, descend, save, set_rate
 
 _POINTS = np.r_[GROUPS["eye_left"], GROUPS["iris_left"]]
 _DIMS = np.array([0, 2, 3, 4]) + FACTOR_SLICES["eye"].start
+LR = 3e-3
 TARGETS = len(_DIMS) + 2 * len(_POINTS)
 
 
-def sampler(cache: FrameCache, rows: NDArray[np.int64], augment: bool = True):  # type: ignore[no-untyped-def]
+def sampler(cache: FrameCache, rows: NDArray[np.int64], augment: bool = True) -> Make:
     """A function rng -> eye patch, closure, gaze x and y, widening, 21 points, and trust."""
     top, left, size, _ = LEFT_EYE
     cut = np.array([[SIZE, 0, -left], [0, SIZE, -top]], np.float32)
     weight = rarity(cache)
-    pools = {}
-    for kind in ("synth", "grid", "still"):
-        pool = rows[cache.kind[rows] == kind]
-        pools[kind] = (pool, np.cumsum(weight[pool]) / weight[pool].sum())
+    pools = {kind: Pool.weighted(rows[cache.kind[rows] == kind], weight) for kind in KINDS}
 
     def make(rng: np.random.Generator) -> Sample:
-        kind = str(rng.choice(["synth", "grid", "still"], p=[0.65, 0.15, 0.2]))
-        pool, running = pools[kind]
-        row = int(pool[np.searchsorted(running, rng.random())])
+        kind = str(rng.choice(KINDS, p=[0.65, 0.15, 0.2]))
+        row = pools[kind].draw(rng)
         if augment:
             move = random_similarity(rng, zoom=0.1, angle=0.1, shift=0.02)
         else:
@@ -64,6 +62,21 @@ def centred(values: Tensor) -> Tensor:
     return points[:, 16:].mean(1) - points[:, :16].mean(1)
 
 
+@torch.no_grad()
+def evaluate(net: nn.Module, test: dict[str, Tensor]) -> dict[str, float]:
+    """Correlation of lids and gaze with the exact labels of synthetic frames."""
+    net.eval()
+    read = net(to_unit(test["eye"]) * 2 - 1)
+    net.train()
+    known = test["trust"][:, 0] == 1
+    pairs = zip(read[known].T[:4].numpy(), test["target"][known].T[:4].numpy(), strict=True)
+    names = ("blink", "gaze_x", "gaze_y", "wide")
+    return {
+        name: round(float(np.corrcoef(a, b)[0, 1]), 3)
+        for name, (a, b) in zip(names, pairs, strict=True)
+    }
+
+
 def train(cache_dir: Path, out: Path, steps: int = 4000, batch: int = 96) -> None:
     """Train; writes the reader's weights to `out` every 500 steps."""
     torch.set_num_threads(1)
@@ -72,37 +85,25 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, batch: int = 96) -> Non
     split = cache.split()
     reader = EyeReader()
     net = nn.Sequential(reader, nn.Linear(128, TARGETS))
-    optimiser = torch.optim.AdamW(net.parameters(), 3e-3, (0.9, 0.99), weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(net.parameters(), LR, (0.9, 0.99), weight_decay=1e-3)
     stream = batches(sampler(cache, split.train), size=batch, seed=11, threads=1)
     test = next(batches(sampler(cache, split.test, augment=False), size=600, seed=12))
-    began, mean = time.monotonic(), 0.0
+    report = Report(every=100, digits=4)
     for step in range(1, steps + 1):
         data = next(stream)
-        for group in optimiser.param_groups:
-            group["lr"] = float(3e-3 * min(1, step / 100) * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        set_rate(optimiser, cosine(step - 1, peak=LR, steps=steps, warm_up=100))
         with torch.autocast("cpu", torch.bfloat16):
             read = net(to_unit(data["eye"]) * 2 - 1).float()
         error = (read - data["target"]) * data["trust"]
         codes = nn.functional.smooth_l1_loss(4 * error[:, :4], torch.zeros_like(error[:, :4]))
         gaze = (centred(read) - centred(data["target"])).abs().mean()
-        loss = codes + 2 * error[:, 4:].abs().mean() + 4 * gaze
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimiser.step()
-        mean = 0.98 * (mean or loss.item()) + 0.02 * loss.item()
-        if step % 100 == 0:
-            print(step, f"{(time.monotonic() - began) / 100:.2f} s", round(mean, 4), flush=True)
-            began = time.monotonic()
+        points = error[:, 4:].abs().mean()
+        terms = {"codes": codes, "points": 2 * points, "gaze": 4 * gaze}
+        descend(optimiser, terms, net.parameters(), limit=5.0)
+        report.add(step, terms)
         if step % 500 == 0 or step == steps:
-            net.eval()
-            with torch.no_grad():
-                read = net(to_unit(test["eye"]) * 2 - 1)
-            net.train()
-            known = test["trust"][:, 0] == 1
-            pairs = zip(read[known].T[:4].numpy(), test["target"][known].T[:4].numpy(), strict=True)
-            print("blink, gaze x, gaze y, wide:", [round(float(np.corrcoef(a, b)[0, 1]), 3) for a, b in pairs], flush=True)
-            torch.save({"reader": reader.state_dict(), "step": step}, out)
+            print(json.dumps(evaluate(net, test)), flush=True)
+            save(out, {"reader": reader}, step=step)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.codes import CODE_DIM, DIMS, EXPRESSION_NAMES, FACTOR_SLICES
+from models.codes import CODE_DIM, DIMS, EXPRESSION_NAMES, FACTOR_SLICES, MotionCode
 from models.face import (
     CANONICAL_ORIGIN,
     GROUPS,
     FaceModel,
-    apply_transform,
     canonical_transform,
     crop_points,
     rotation,
@@ -226,7 +225,9 @@ def _canonical_synth(
     code[:, FACTOR_SLICES["pose"]][:, 5] = np.log(scale)[clip_of]
     pivot = (view @ PIVOT_CM) * (1, -1) * synth["scale_px_per_cm"][clip_of, None]
     pivot = pivot + synth["translation_px"]
-    mapped = np.einsum("fab,fb->fa", transform[clip_of][:, :, :2], pivot) + transform[clip_of][:, :, 2]
+    mapped = (
+        np.einsum("fab,fb->fa", transform[clip_of][:, :, :2], pivot) + transform[clip_of][:, :, 2]
+    )
     code[:, FACTOR_SLICES["pose"]][:, 3:5] = mapped - CANONICAL_ORIGIN
     return Labelled(transform, landmarks, code.astype(np.float32), shapes.astype(np.float32))
 
@@ -235,7 +236,7 @@ def _map_landmarks(
     transform: NDArray[np.float32], landmarks: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     mapped = np.einsum("fab,fkb->fka", transform[:, :, :2], landmarks) + transform[:, None, :, 2]
-    return mapped.astype(np.float32)
+    return np.asarray(mapped, np.float32)
 
 
 # --- measured clips -----------------------------------------------------------------
@@ -251,7 +252,7 @@ def blendshape_prior(names: list[str], scores: F64, lip: LipBasis, *, rest: F64)
             arkit = arkit.removesuffix("Left").removesuffix("Right")
         if arkit not in column:
             return np.zeros(len(scores))
-        return np.clip(scores[:, column[arkit]] - rest[column[arkit]], 0, 1)
+        return np.asarray(np.clip(scores[:, column[arkit]] - rest[column[arkit]], 0, 1))
 
     code = np.zeros((len(scores), CODE_DIM))
     gain = [1.3 if n == "jawOpen" else 1.0 for n in lip.names]
@@ -273,7 +274,7 @@ def solve_pose(model: FaceModel, landmarks: F64, shape: F64, start: F64 | None =
 
     def seen(p: F64) -> F64:
         turned = np.einsum("fac,fkc->fka", rotation(p)[:, :2], shape) * np.exp(p[:, None, 5:6])
-        return turned + p[:, None, 3:5] * (1, -1)
+        return np.asarray(turned + p[:, None, 3:5] * (1, -1))
 
     for _ in range(6):
         base = seen(pose)
@@ -337,9 +338,7 @@ def fit_clips(pack: Pack, model: FaceModel, lip: LipBasis) -> Labelled:
         mine = [i for i in range(count) if person[i] == who]
         frames = np.concatenate([np.arange(offset[i], offset[i + 1]) for i in mine])
         code[frames], shapes[mine] = _fit_person(model, landmarks[frames], prior[frames])
-    return Labelled(
-        transform, landmarks, code.astype(np.float32), shapes.astype(np.float32)
-    )
+    return Labelled(transform, landmarks, code.astype(np.float32), shapes.astype(np.float32))
 
 
 def _fit_person(model: FaceModel, landmarks: NDArray[np.float32], prior: F64) -> tuple[F64, F64]:
@@ -349,6 +348,7 @@ def _fit_person(model: FaceModel, landmarks: NDArray[np.float32], prior: F64) ->
     columns = np.r_[_LIP, _EYE, _EXP]
     code = prior.copy()
     shape = model.mean.astype(np.float64)
+    pose = np.zeros((len(seen), 6))
     for _ in range(4):
         offsets = np.einsum("fr,rkc->fkc", code[:, columns], basis)
         pose = solve_pose(model, seen, shape + offsets)
@@ -377,9 +377,7 @@ def fit_stills(pack: Pack, model: FaceModel, lip: LipBasis) -> Labelled:
     scores = stills["blendshapes"].astype(np.float64)
     rest = np.percentile(scores, 10, axis=0)
     code = blendshape_prior(names, scores, lip, rest=rest)
-    transform = np.stack(
-        [canonical_transform(crop_points(lm), 1) for lm in stills["landmarks"]]
-    )
+    transform = np.stack([canonical_transform(crop_points(lm), 1) for lm in stills["landmarks"]])
     landmarks = _map_landmarks(transform, stills["landmarks"])
     columns = np.r_[_LIP, _EYE, _EXP]
     offsets = np.einsum("fr,rkc->fkc", code[:, columns], model.basis.astype(np.float64))
@@ -387,19 +385,6 @@ def fit_stills(pack: Pack, model: FaceModel, lip: LipBasis) -> Labelled:
     code[:, FACTOR_SLICES["pose"]] = pose
     code32 = code.astype(np.float32)
     shapes = np.zeros((len(code), *model.mean.shape), np.float32)
-    from models.codes import MotionCode
-
     for i in range(len(code)):
         shapes[i] = model.lift(landmarks[i], MotionCode.split(code32[i]))
     return Labelled(transform, landmarks, code32, shapes)
-
-
-__all__ = [
-    "FaceModel",
-    "Labelled",
-    "LipBasis",
-    "apply_transform",
-    "fit_clips",
-    "fit_stills",
-    "fit_synth",
-]

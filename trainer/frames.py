@@ -16,6 +16,10 @@ from trainer.face_fit import euler
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+#: Kinds of data: rendered clips, filmed clips, single pictures.
+KINDS = ("synth", "grid", "still")
+#: Crop units to pixels of the cached frames.
+WHOLE: F32 = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
 _POSE, _EYE, _EXP = FACTOR_SLICES["pose"], FACTOR_SLICES["eye"], FACTOR_SLICES["exp"]
 
 
@@ -98,9 +102,7 @@ def move_code(code: F32, transform: F32) -> F32:
     return out
 
 
-def random_similarity(
-    rng: np.random.Generator, *, zoom: float, angle: float, shift: float
-) -> F32:
+def random_similarity(rng: np.random.Generator, *, zoom: float, angle: float, shift: float) -> F32:
     """Random similarity (2, 3) about the crop's centre, in crop units; arguments are maxima."""
     scale = np.exp(rng.uniform(-zoom, zoom))
     turn = rng.uniform(-angle, angle)
@@ -169,7 +171,8 @@ def augmented(
 def _compose(a: F32, b: F32) -> F32:
     """Transform that applies b first."""
     row = np.array([[0, 0, 1]], np.float32)
-    return (np.concatenate([a, row]) @ np.concatenate([b, row]))[:2].astype(np.float32)
+    both = np.concatenate([a, row]) @ np.concatenate([b, row])
+    return np.asarray(both[:2], np.float32)
 
 
 def rarity(cache: FrameCache) -> NDArray[np.float64]:
@@ -180,3 +183,22 @@ def rarity(cache: FrameCache) -> NDArray[np.float64]:
     opened = np.clip(lip[:, 0], 0, 3)
     moved = np.abs(exp).max(1)
     return np.asarray(1 + 8 * shut + opened + moved)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Frames to draw from, rare ones more often; made once, read by several threads."""
+
+    rows: NDArray[np.int64]
+    running: NDArray[np.float64]
+    """Cumulative share of each row, up to 1."""
+
+    @staticmethod
+    def weighted(rows: NDArray[np.int64], weight: NDArray[np.float64]) -> Pool:
+        """Pool of some rows of the cache; `weight` is of all rows."""
+        sums = np.cumsum(weight[rows])
+        return Pool(rows, sums / sums[-1:])
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """One row number."""
+        return int(self.rows[np.searchsorted(self.running, rng.random())])

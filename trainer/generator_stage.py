@@ -9,7 +9,7 @@ cheaper and spends it where pixels must be invented.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from torch.nn import functional as F
 from models.codes import FACTOR_SLICES
 from models.config import ModelConfig
 from models.face import GROUPS
-from models.networks.generator import AppearanceEncoder, Generator, resize, warp
+from models.networks.generator import AppearanceEncoder, Generator, resize, rotation, warp
 from trainer.cache import SIZE
-from trainer.frames import FrameCache, augmented, random_similarity, rarity
-from trainer.loader import Sample, batches, to_unit
+from trainer.frames import WHOLE, FrameCache, augmented, random_similarity, rarity
+from trainer.loader import Make, Sample, batches, to_unit
+from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
 
 U8 = NDArray[np.uint8]
 
@@ -38,12 +39,14 @@ class GeneratorRecipe:
 
     sources: int = 4
     driving: int = 3
-    steps: int = 4000
+    steps: int = 3300
     lr: float = 1.2e-3
     synth_share: float = 0.6
     window: int = 36
-    face_window_share: float = 0.8
-    code_noise: float = 0.06
+    mouth_window: int = 26
+    window_shares: tuple[float, float, float] = (0.5, 0.4, 0.1)
+    """Face, mouth, anywhere."""
+    code_noise: float = 0.04
     landmark_weight: float = 40.0
     residual_weight: float = 2.0
     region_gain: float = 5.0
@@ -63,7 +66,7 @@ def _region(landmarks: NDArray[np.float32], kind: str, size: int = 64) -> U8:
     return image
 
 
-def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe) -> object:
+def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe) -> Make:
     """A function rng -> one portrait with its driving frames."""
     people: dict[str, list[NDArray[np.int64]]] = {"synth": [], "s1": [], "misc": []}
     synth = rows[cache.kind[rows] == "synth"]
@@ -73,7 +76,6 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
     for clip in np.unique(cache.clip[grid]):
         mine = grid[cache.clip[grid] == clip]
         people["s1" if cache.person[mine[0]] == "s1" else "misc"].append(mine)
-    whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
     rare = rarity(cache)
 
     def make(rng: np.random.Generator) -> Sample:
@@ -90,9 +92,7 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
         gain = rng.uniform(0.9, 1.08, 3) * rng.uniform(0.85, 1.08)
         table = np.clip(np.arange(256)[:, None] * gain + rng.uniform(-12, 12), 0, 255)
         for row in chosen:
-            image, points, code = augmented(
-                cache, int(row), move, flip=flip, out=whole, size=SIZE
-            )
+            image, points, code = augmented(cache, int(row), move, flip=flip, out=WHOLE, size=SIZE)
             pixels.append(cv2.LUT(image, table.astype(np.uint8)[None]))
             landmarks.append(points)
             codes.append(code)
@@ -116,8 +116,6 @@ def exact_shape(face: nn.Module, shape: Tensor, code: Tensor, landmarks: Tensor)
 
     That is what enrolment does (`FaceModel.lift`); (B, 152, 3), (B, 58), (B, 152, 2).
     """
-    from models.networks.generator import rotation
-
     seen = face(shape, code)[:, :152]
     pose = code[:, FACTOR_SLICES["pose"]]
     plane = (landmarks - seen) * torch.tensor([1.0, -1.0]) / pose[:, 5:6].exp()[:, None]
@@ -164,14 +162,13 @@ class GeneratorStep:
         f64, f32, identity = (many(x.float()) for x in (f64, f32, identity))
         with torch.autocast("cpu", torch.bfloat16):
             motion = net.motion(f32, identity, many(shape), many(code[:, 0]), driving)
-        size = recipe.window
-        left, top = self._window(rng)
+        left, top, size = self._window(rng)
         part = motion.window(left, top, size)
         source_many = many(source)
         with torch.autocast("cpu", torch.bfloat16):
             mask, rgb = net.decode(resize(source_many, 128) * 2 - 1, f64, part)
         flow = motion.flow.float()
-        out = self._flow_losses(batch, flow, motion.coarse.float(), source, target, many)
+        out = self._flow_losses(batch, flow, motion.residual.float(), source, target, many)
         rows, columns = (slice(4 * s, 4 * (s + size)) for s in (top, left))
         region = batch["region"][:, 1:].flatten(0, 1)[:, None].float() / 255
         weight = 1 + (recipe.region_gain - 1) * resize(region, SIZE)[:, :, rows, columns]
@@ -186,32 +183,64 @@ class GeneratorStep:
         out["mask"] = 0.02 * ((1 - mask) * (weight < 1.5)).mean()
         return out
 
-    def _window(self, rng: np.random.Generator) -> tuple[int, int]:
-        size = self.recipe.window
-        if rng.random() < self.recipe.face_window_share:
-            left, top = (64 - size) // 2, 37 - size // 2
-            return left + int(rng.integers(-2, 3)), top + int(rng.integers(-3, 4))
-        return int(rng.integers(0, 65 - size)), int(rng.integers(0, 65 - size))
+    def _window(self, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Left, top and size of the part to decode, in cells of the flow."""
+        kind = int(rng.choice(3, p=self.recipe.window_shares))
+        size = self.recipe.mouth_window if kind == 1 else self.recipe.window
+        if kind == 2:
+            return int(rng.integers(0, 65 - size)), int(rng.integers(0, 65 - size)), size
+        middle = 45 if kind == 1 else 37
+        left, top = 32 - size // 2, middle - size // 2
+        return left + int(rng.integers(-2, 3)), top + int(rng.integers(-3, 4)), size
 
-    def _flow_losses(self, batch, flow, coarse, source, target, many):  # type: ignore[no-untyped-def]
+    def _flow_losses(
+        self,
+        batch: dict[str, Tensor],
+        flow: Tensor,
+        residual: Tensor,
+        source: Tensor,
+        target: Tensor,
+        many: Callable[[Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Where landmarks come from, smoothness of the correction, and the warp's own picture."""
         recipe = self.recipe
         driven = batch["landmarks"][:, 1:].flatten(0, 1)
         origin = many(batch["landmarks"][:, 0])
         grid = (driven * 2 - 1)[:, :, None]
         inside = ((driven > 0.01) & (driven < 0.99)).all(-1, keepdim=True).float()
         at = F.grid_sample(flow, grid, align_corners=False, padding_mode="border")
-        error = ((at[..., 0].transpose(1, 2) - origin).abs() * inside).mean()
-        residual = flow - coarse
-        bend = sum(
-            (residual.roll(1, d) - 2 * residual + residual.roll(-1, d))[:, :, 1:-1, 1:-1].abs().mean()
-            for d in (2, 3)
-        )
+        important = torch.ones(1, driven.shape[1], 1)
+        important[:, GROUPS["eye_left"].start : GROUPS["iris_right"].stop] = 2
+        important[:, GROUPS["lips_outer"].start :] = 2.5
+        error = ((at[..., 0].transpose(1, 2) - origin).abs() * inside * important).mean()
+        curves = [residual.roll(1, d) - 2 * residual + residual.roll(-1, d) for d in (2, 3)]
+        bend = sum(curve[:, :, 1:-1, 1:-1].abs().mean() for curve in curves)
         small = warp(many(resize(source, 128)), resize(flow, 128))
         return {
             "landmarks": recipe.landmark_weight * error,
             "residual": recipe.residual_weight * (residual.abs().mean() + 2 * bend),
             "warp": (small - resize(target, 128)).abs().mean(),
         }
+
+
+def _optimiser(
+    encoder: AppearanceEncoder, net: Generator, lr: float
+) -> tuple[torch.optim.Adam, list[nn.Parameter]]:
+    """Adam and all parameters; the few of the kernel learn eight times faster."""
+    parameters = [*encoder.parameters(), *net.parameters()]
+    kernel = list(net.kernel.parameters())
+    kernel_ids = {id(p) for p in kernel}
+    rest = [p for p in parameters if id(p) not in kernel_ids]
+    groups = [{"params": rest, "scale": 1.0}, {"params": kernel, "scale": 8.0}]
+    return torch.optim.Adam(groups, lr, (0.5, 0.99)), parameters
+
+
+@torch.no_grad()
+def _follow(average: list[Tensor], parameters: list[nn.Parameter], step: int) -> None:
+    """Move the running average of the weights after `step` (from 0); it follows fast at first."""
+    decay = min(0.998, (step + 1) / (step + 20))
+    for a, p in zip(average, parameters, strict=True):
+        a.lerp_(p, 1 - decay)
 
 
 def train(cache_dir: Path, out: Path, steps: int = 4000, threads: int = 1) -> None:
@@ -222,54 +251,25 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, threads: int = 1) -> No
     cache = FrameCache(cache_dir)
     encoder, net = AppearanceEncoder(), Generator(ModelConfig())
     net.geometry.load_face_model(cache.face)
-    parameters = [*encoder.parameters(), *net.parameters()]
-    kernel = list(net.kernel.parameters())
-    kernel_ids = {id(p) for p in kernel}
-    rest = [p for p in parameters if id(p) not in kernel_ids]
-    optimiser = torch.optim.Adam(
-        [{"params": rest, "scale": 1.0}, {"params": kernel, "scale": 8.0}], recipe.lr, (0.5, 0.99)
-    )
-    average = [p.detach().clone() for p in parameters]
-    step = 0
-    if out.exists():
-        state = torch.load(out, weights_only=True)
-        encoder.load_state_dict(state["encoder"])
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        average = state["average"]
-        step = int(state["step"])
+    optimiser, parameters = _optimiser(encoder, net, recipe.lr)
+    parts: Parts = {"encoder": encoder, "net": net, "optimiser": optimiser}
+    state = resume(out, parts)
+    step = int(state["step"])
+    average = state.get("average") or [p.detach().clone() for p in parameters]
     one = GeneratorStep(recipe, encoder, net)
-    stream = batches(sampler(cache, cache.split().train, recipe), size=recipe.sources,
-                     seed=recipe.seed, start=step, threads=1)  # fmt: skip
-    shown: dict[str, float] = {}
-    began = time.monotonic()
+    make = sampler(cache, cache.split().train, recipe)
+    stream = batches(make, size=recipe.sources, seed=recipe.seed, start=step, threads=1)
+    report = Report(every=25, keep=0.97, digits=4)
     while step < recipe.steps:
-        rate = recipe.lr * min(1, (step + 1) / 100)
-        rate *= 0.5 * (1 + np.cos(np.pi * min(1, step / recipe.steps))) * 0.97 + 0.03
-        for group in optimiser.param_groups:
-            group["lr"] = float(rate * group["scale"])
-        parts = one(next(stream), np.random.default_rng((recipe.seed, step, 1)))
-        loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}: {parts}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 2.0)
-        optimiser.step()
-        decay = min(0.998, (step + 1) / (step + 20))
-        with torch.no_grad():
-            for a, p in zip(average, parameters, strict=True):
-                a.lerp_(p, 1 - decay)
+        rate = cosine(step, peak=recipe.lr, steps=recipe.steps, warm_up=100, floor=0.03)
+        set_rate(optimiser, rate)
+        terms = one(next(stream), np.random.default_rng((recipe.seed, step, 1)))
+        descend(optimiser, terms, parameters, limit=2.0)
+        _follow(average, parameters, step)
         step += 1
-        for k, v in parts.items():
-            shown[k] = 0.97 * shown.get(k, v.item()) + 0.03 * v.item()
-        if step % 25 == 0:
-            speed = (time.monotonic() - began) / 25
-            began = time.monotonic()
-            print(step, f"{speed:.2f} s", {k: round(v, 4) for k, v in shown.items()}, flush=True)
+        report.add(step, terms)
         if step % 100 == 0 or step == recipe.steps:
-            torch.save({"encoder": encoder.state_dict(), "net": net.state_dict(), "step": step,
-                        "optimiser": optimiser.state_dict(), "average": average}, out)  # fmt: skip
+            save(out, parts, step=step, average=average)
 
 
 if __name__ == "__main__":

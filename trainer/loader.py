@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Sample = dict[str, NDArray[np.float32] | NDArray[np.uint8]]
+#: What a stage's `sampler` returns: one augmented sample per call, by this generator alone.
+Make = Callable[[np.random.Generator], Sample]
 
 
 def batches(
-    make: Callable[[np.random.Generator], Sample],
+    make: Make,
     *,
     size: int,
     seed: int,

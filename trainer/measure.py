@@ -48,7 +48,9 @@ def read_signals(path: Path, model: Path) -> dict[str, np.ndarray[Any, Any]]:
 def _row(found: Any) -> list[float]:
     points = np.array([(p.x, p.y) for p in found.face_landmarks[0]])
     height = np.linalg.norm(points[152] - points[10])
-    gap = np.mean([np.linalg.norm(points[a] - points[b]) for a, b in ((13, 14), (82, 87), (312, 317))])
+    gap = np.mean(
+        [np.linalg.norm(points[a] - points[b]) for a, b in ((13, 14), (82, 87), (312, 317))]
+    )
     matrix = np.array(found.facial_transformation_matrixes[0])[:3, :3]
     score = {b.category_name: b.score for b in found.face_blendshapes[0]}
     return [
@@ -57,7 +59,10 @@ def _row(found: Any) -> list[float]:
         float(np.degrees(np.arcsin(np.clip(matrix[1, 2], -1, 1)))),
         float(np.degrees(np.arctan2(matrix[1, 0], matrix[1, 1]))),
         (score["eyeBlinkLeft"] + score["eyeBlinkRight"]) / 2,
-        score["eyeLookOutLeft"] + score["eyeLookInRight"] - score["eyeLookInLeft"] - score["eyeLookOutRight"],
+        score["eyeLookOutLeft"]
+        + score["eyeLookInRight"]
+        - score["eyeLookInLeft"]
+        - score["eyeLookOutRight"],
         (score["mouthSmileLeft"] + score["mouthSmileRight"]) / 2,
         score["browInnerUp"],
     ]
@@ -67,7 +72,7 @@ def _fill(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     known = np.flatnonzero(np.isfinite(values))
     if len(known) == 0:
         return np.zeros_like(values)
-    return np.interp(np.arange(len(values)), known, values[known])
+    return np.asarray(np.interp(np.arange(len(values)), known, values[known]))
 
 
 def compare(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> dict[str, float]:

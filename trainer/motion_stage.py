@@ -9,23 +9,33 @@ landmarks, which is what the generator will do with them.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.codes import DIMS, FACTOR_SLICES, FACTORS
+from models.codes import DIMS, FACTOR_SLICES, FACTORS, Factor
 from models.config import ModelConfig
 from models.face import GROUPS
 from models.networks.motion import MotionEncoder
 from trainer.cache import SIZE
-from trainer.frames import FrameCache, augmented, degrade, random_similarity, rarity
-from trainer.loader import Sample, batches, to_unit
+from trainer.frames import (
+    KINDS,
+    WHOLE,
+    FrameCache,
+    Pool,
+    augmented,
+    degrade,
+    random_similarity,
+    rarity,
+)
+from trainer.loader import Make, Sample, batches, to_unit
+from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,46 +50,40 @@ class MotionRecipe:
 
 
 #: Which factors a kind of data teaches, and how much.
-_TRUST = {
+_TRUST: dict[str, dict[Factor, float]] = {
     "synth": {"lip": 1.0, "pose": 1.0, "eye": 1.0, "exp": 1.0},
     "grid": {"lip": 1.0, "pose": 1.0, "eye": 1.0, "exp": 0.2},
     "still": {"lip": 0.0, "pose": 1.0, "eye": 0.0, "exp": 0.0},
 }
 _LOCAL = (("eye_left", "iris_left"), ("eye_right", "iris_right"), ("lips_outer", "lips_inner"),
           ("brow_left", "eye_left"), ("brow_right", "eye_right"))  # fmt: skip
+#: Dimensions whose correlation with the labels is shown.
+_WATCHED: dict[str, tuple[Factor, int]] = {
+    "jaw0": ("lip", 0), "jaw1": ("lip", 1), "yaw": ("pose", 0), "pitch": ("pose", 1),
+    "roll": ("pose", 2), "blink": ("eye", 0), "gaze_x": ("eye", 2), "gaze_y": ("eye", 3),
+    "smile": ("exp", 12), "brow": ("exp", 2),
+}  # fmt: skip
 #: One unit of these scaled codes is an error that a person would see.
-_SCALE = {"lip": 1.5, "pose": 10.0, "eye": 4.0, "exp": 4.0}
+_SCALE: dict[Factor, float] = {"lip": 1.5, "pose": 10.0, "eye": 4.0, "exp": 4.0}
 
 
-def sampler(cache: FrameCache, rows: np.ndarray, recipe: MotionRecipe) -> object:
+def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: MotionRecipe) -> Make:
     """A function rng -> one augmented sample; persons are drawn before frames."""
-    by_kind = {}
-    for kind in ("synth", "grid", "still"):
-        mine = rows[cache.kind[rows] == kind]
-        by_kind[kind] = mine
-    misc = by_kind["grid"][cache.person[by_kind["grid"]] != "s1"]
-    whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
-
     rare = rarity(cache)
-    totals: dict[int, np.ndarray] = {}
-
-    def _running(pool: np.ndarray) -> np.ndarray:
-        if id(pool) not in totals:
-            sums = np.cumsum(rare[pool])
-            totals[id(pool)] = sums / sums[-1]
-        return totals[id(pool)]
+    by_kind = {kind: rows[cache.kind[rows] == kind] for kind in KINDS}
+    misc = by_kind["grid"][cache.person[by_kind["grid"]] != "s1"]
+    pools = {kind: Pool.weighted(mine, rare) for kind, mine in by_kind.items()}
+    misc_pool = Pool.weighted(misc, rare)
 
     def make(rng: np.random.Generator) -> Sample:
-        kind = str(rng.choice(["synth", "grid", "still"], p=recipe.share))
-        pool = misc if kind == "grid" and len(misc) and rng.random() < 0.2 else by_kind[kind]
-        row = int(pool[np.searchsorted(_running(pool), rng.random())])
+        kind = str(rng.choice(KINDS, p=recipe.share))
+        other = kind == "grid" and len(misc) > 0 and rng.random() < 0.2
+        row = (misc_pool if other else pools[kind]).draw(rng)
         move = random_similarity(rng, zoom=0.08, angle=0.08, shift=0.025)
         pixels, landmarks, code = augmented(
-            cache, row, move, flip=rng.random() < 0.5, out=whole, size=SIZE
+            cache, row, move, flip=rng.random() < 0.5, out=WHOLE, size=SIZE
         )
-        trust = np.concatenate(
-            [np.full(DIMS[f], _TRUST[kind][f] * _SCALE[f]) for f in FACTORS]
-        )
+        trust = np.concatenate([np.full(DIMS[f], _TRUST[kind][f] * _SCALE[f]) for f in FACTORS])
         return {
             "face": degrade(rng, pixels),
             "landmarks": landmarks,
@@ -97,12 +101,14 @@ def lip_weights(cache: FrameCache) -> Tensor:
     return torch.from_numpy(weight.astype(np.float32))
 
 
-def losses(out: dict[str, Tensor], batch: dict[str, Tensor], lip_weight: Tensor) -> dict[str, Tensor]:
+def losses(
+    out: dict[str, Tensor], batch: dict[str, Tensor], lip_weight: Tensor
+) -> dict[str, Tensor]:
     """Smooth L1 per factor in scaled units, L1 of the landmarks with eyes and lips doubled.
 
     Plain L1 would answer with the median, which for blinks and smiles is "never".
     """
-    result = {}
+    result: dict[str, Tensor] = {}
     for factor in FACTORS:
         part = FACTOR_SLICES[factor]
         error = (out[factor] - batch["code"][:, part]) * batch["trust"][:, part]
@@ -121,17 +127,16 @@ def losses(out: dict[str, Tensor], batch: dict[str, Tensor], lip_weight: Tensor)
 
 
 @torch.no_grad()
-def evaluate(net: MotionEncoder, cache: FrameCache, rows: np.ndarray) -> dict[str, float]:
+def evaluate(net: MotionEncoder, cache: FrameCache, rows: NDArray[np.int64]) -> dict[str, float]:
     """Landmark error in pixels of 256 and correlations with the labels, by kind."""
     net.eval()
-    whole = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
     still = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     rng = np.random.default_rng(0)
     result: dict[str, float] = {}
-    for kind in ("synth", "grid", "still"):
+    for kind in KINDS:
         mine = rng.choice(rows[cache.kind[rows] == kind], 300)
         faces, landmarks, codes = zip(
-            *[augmented(cache, int(r), still, flip=False, out=whole, size=SIZE) for r in mine],
+            *[augmented(cache, int(r), still, flip=False, out=WHOLE, size=SIZE) for r in mine],
             strict=True,
         )
         out = net(to_unit(torch.from_numpy(np.stack(faces))) * 2 - 1)
@@ -140,15 +145,20 @@ def evaluate(net: MotionEncoder, cache: FrameCache, rows: np.ndarray) -> dict[st
         truth = np.stack(codes)
         if kind == "still":
             continue
-        dims = {"jaw0": ("lip", 0), "jaw1": ("lip", 1), "yaw": ("pose", 0), "pitch": ("pose", 1),
-                "roll": ("pose", 2), "blink": ("eye", 0), "gaze_x": ("eye", 2),
-                "gaze_y": ("eye", 3), "smile": ("exp", 12), "brow": ("exp", 2)}  # fmt: skip
-        for name, (factor, d) in dims.items():
+        for name, (factor, d) in _WATCHED.items():
             a = out[factor][:, d].numpy()
             b = truth[:, FACTOR_SLICES[factor].start + d]
             result[f"{kind}/{name}_r"] = float(np.corrcoef(a, b)[0, 1])
     net.train()
     return {k: round(v, 3) for k, v in result.items()}
+
+
+def _adopt(net: MotionEncoder, path: Path) -> None:
+    """Begin from those weights of another run whose name and shape still fit."""
+    known = torch.load(path, weights_only=True)["net"]
+    own = net.state_dict()
+    fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
+    net.load_state_dict({**own, **fitting})
 
 
 def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, threads: int = 2,
@@ -162,45 +172,25 @@ def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, thread
     net = MotionEncoder(ModelConfig())
     net.mean_landmarks.copy_(torch.from_numpy(cache.landmarks[rows.train].mean(0)))
     optimiser = torch.optim.AdamW(net.parameters(), recipe.lr, (0.9, 0.99), weight_decay=1e-3)
-    step = 0
-    if out.exists():
-        state = torch.load(out, weights_only=True)
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        step = int(state["step"])
-    elif start is not None:
-        known = torch.load(start, weights_only=True)["net"]
-        own = net.state_dict()
-        fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
-        net.load_state_dict({**own, **fitting})
-    schedule = lambda s: recipe.lr * min(1, (s + 1) / 200) * 0.5 * (1 + np.cos(np.pi * min(1, s / recipe.steps)))  # noqa: E731
+    parts: Parts = {"net": net, "optimiser": optimiser}
+    if start is not None and not out.exists():
+        _adopt(net, start)
+    step = int(resume(out, parts)["step"])
     weight = lip_weights(cache)
-    stream = batches(sampler(cache, rows.train, recipe), size=recipe.batch, seed=recipe.seed, start=step)
-    average: dict[str, float] = {}
-    began = time.monotonic()
+    make = sampler(cache, rows.train, recipe)
+    stream = batches(make, size=recipe.batch, seed=recipe.seed, start=step)
+    report = Report(every=50)
     while step < recipe.steps:
         data = next(stream)
-        for group in optimiser.param_groups:
-            group["lr"] = float(schedule(step))
+        set_rate(optimiser, cosine(step, peak=recipe.lr, steps=recipe.steps, warm_up=200))
         with torch.autocast("cpu", torch.bfloat16):
             read = net(to_unit(data["face"]) * 2 - 1)
-        parts = losses({k: v.float() for k, v in read.items()}, data, weight)
-        loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimiser.step()
+        terms = losses({k: v.float() for k, v in read.items()}, data, weight)
+        descend(optimiser, terms, net.parameters(), limit=5.0)
         step += 1
-        for k, v in parts.items():
-            average[k] = 0.98 * average.get(k, v.item()) + 0.02 * v.item()
-        if step % 50 == 0:
-            speed = (time.monotonic() - began) / 50
-            began = time.monotonic()
-            print(step, f"{speed:.2f} s", {k: round(v, 3) for k, v in average.items()}, flush=True)
+        report.add(step, terms)
         if step % 250 == 0 or step == recipe.steps:
-            torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, out)
+            save(out, parts, step=step)
         if step % 500 == 0:
             print(json.dumps(evaluate(net, cache, rows.test)), flush=True)
 

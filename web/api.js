@@ -29,6 +29,7 @@ export class ApiError extends Error {
 
   /** True when trying again later, unchanged, can work. */
   get isTemporary() {
+    if (this.code === "engine-unusable") return false;
     return [UNREACHABLE_STATUS, 429, 502, 503, 504].includes(this.status);
   }
 }

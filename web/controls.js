@@ -27,10 +27,6 @@ const SOURCES = {
 
 /** What a factor does without a webcam. @type {Record<Factor, SourceKind>} */
 const WITHOUT_CAMERA = { lip: "mic", pose: "idle", eye: "idle", exp: "idle" };
-/** Presets come in one list; these names move the head or the eyes, all others the expression. */
-const HEAD_PRESET = /^(turn|chin|tilt|nod|neutral)/;
-const EYE_PRESET = /^(look|closed|sleepy|wink|neutral)/;
-const NOT_EXPRESSION = /^(turn|chin|tilt|nod|look|closed|sleepy)/;
 
 const FADE_MS = 250;
 const SEND_INTERVAL_MS = 60;
@@ -216,7 +212,7 @@ class FactorControl {
   /** @param {Hello} hello */
   enable(hello) {
     const earlier = this.state;
-    this.#names = { preset: presetsOf(this.factor, hello.presets), clip: hello.clips };
+    this.#names = { preset: hello.presets[this.factor], clip: hello.clips };
     const allowed = (hello.allowed_sources[this.factor] ?? []).filter(
       (source) => this.#names[source]?.length !== 0,
     );
@@ -321,23 +317,6 @@ class FactorControl {
     return element("div", { class: "slider" },
       element("label", { for: id }, slider.label), input, output,
     );
-  }
-}
-
-/**
- * @param {Factor} factor
- * @param {string[]} names
- */
-function presetsOf(factor, names) {
-  switch (factor) {
-    case "lip":
-      return [];
-    case "pose":
-      return names.filter((name) => HEAD_PRESET.test(name));
-    case "eye":
-      return names.filter((name) => EYE_PRESET.test(name));
-    default:
-      return names.filter((name) => !NOT_EXPRESSION.test(name));
   }
 }
 

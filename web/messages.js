@@ -97,7 +97,7 @@ export function failureMessage(error, wasLive, retry) {
     const action = error.code === "insecure-context" ? undefined : again;
     return { level: "error", title: error.title, text: error.message, action };
   }
-  if (error instanceof ApiError && (error.status === 503 || error.status === 429)) {
+  if (error instanceof ApiError && error.isTemporary && [429, 503].includes(error.status)) {
     return {
       level: "warning",
       title: error.title || "The server is full",

@@ -85,7 +85,7 @@ export interface Hello {
   size: number;
   fps: number;
   algorithmic_latency_ms: number;
-  presets: string[];
+  presets: Record<Factor, string[]>;
   clips: string[];
   sliders: Record<Factor, Slider[]>;
   allowed_sources: Record<Factor, SourceKind[]>;

@@ -63,7 +63,10 @@ def load_networks(checkpoint: Checkpoint) -> Networks:
     from safetensors.torch import load_file
 
     networks = Networks(checkpoint.config)
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(checkpoint.weights).items()}
+    state = {
+        k: v.float() if v.is_floating_point() else v
+        for k, v in load_file(checkpoint.weights).items()
+    }
     try:
         networks.load_state_dict(state)
     except RuntimeError as error:

@@ -27,7 +27,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Shape is kept."""
-        return x_BCHW * self.gate(x_BCHW.mean((2, 3)))[:, :, None, None]
+        gate: Tensor = self.gate(x_BCHW.mean((2, 3)))
+        return x_BCHW * gate[:, :, None, None]
 
 
 class SERes(nn.Module):
@@ -59,7 +60,8 @@ class AudioEncoder(nn.Module):
             ConvBlock(48, 96, (2, 1)), SERes(96), ConvBlock(96, 128, (2, 2)), SERes(128),
         )  # fmt: skip
         bands = MEL_BANDS // 16
-        steps = -(-(-(-config.mel_window // 2)) // 2)
+        # Two strides of 2, both rounding up, are one division by 4 rounding up.
+        steps = -(-config.mel_window // 4)
         # One weight per time step and band, so that "where in the window" is never pooled away.
         self.pool = nn.Conv2d(128, 32, 1)
         self.feature = nn.Sequential(

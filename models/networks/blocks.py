@@ -65,7 +65,8 @@ class ModulatedRes(nn.Module):
 
     def forward(self, x_BCHW: Tensor, style_BS: Tensor) -> Tensor:
         """Shape is kept."""
-        return x_BCHW + self.second(self.first(x_BCHW, style_BS), style_BS)
+        y: Tensor = self.second(self.first(x_BCHW, style_BS), style_BS)
+        return x_BCHW + y
 
 
 def head(dims: int, features: int = 512) -> nn.Sequential:

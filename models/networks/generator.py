@@ -27,6 +27,7 @@ from models.codes import CODE_DIM, DIMS, FACTOR_SLICES
 from models.config import ModelConfig
 from models.face import BASIS_DIM, CANONICAL_ORIGIN, GROUPS, LANDMARKS, FaceModel
 from models.networks.blocks import ConvBlock, ModulatedConv, ModulatedRes, ResBlock
+from models.networks.openings import APERTURE_MAPS, ApertureMaps, LidWarp
 
 STYLE = 128
 C64, C32 = 48, 96
@@ -75,6 +76,7 @@ class Geometry(nn.Module):
     basis: Tensor
     crown: Tensor
     rim: Tensor
+    origin: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +99,8 @@ class Geometry(nn.Module):
 
     def forward(self, shape_BK3: Tensor, code_BD: Tensor) -> Tensor:
         """Neutral shape (B, 152, 3) moved by codes (B, 58) -> control points (B, 196, 2)."""
-        weights = torch.cat([code_BD[:, : DIMS["lip"]], code_BD[:, FACTOR_SLICES["eye"].start :]], 1)
+        lip, eye_and_exp = code_BD[:, : DIMS["lip"]], code_BD[:, FACTOR_SLICES["eye"].start :]
+        weights = torch.cat([lip, eye_and_exp], 1)
         moved = shape_BK3 + torch.einsum("br,rkc->bkc", weights, self.basis)
         size = len(shape_BK3)
         moved = torch.cat([moved, self.crown.expand(size, -1, -1)], 1)
@@ -140,7 +143,6 @@ class KernelFlow(nn.Module):
     grid: Tensor
     one_hot: Tensor
     on_head: Tensor
-    irises: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -151,12 +153,6 @@ class KernelFlow(nn.Module):
         width[LANDMARKS:] = 0.07
         self.log_precision = nn.Parameter(-2 * width.log() - 0.6931)
         self.strength = nn.Parameter(torch.zeros(count))
-        # A shut lid hides the iris behind it: its points must not hold the eye open.
-        self.hide = nn.Parameter(torch.tensor(9.0))
-        irises = torch.zeros(2, count)
-        irises[0, GROUPS["iris_left"]] = 1
-        irises[1, GROUPS["iris_right"]] = 1
-        self.register_buffer("irises", irises)
         axis = (torch.arange(size) + 0.5) / size
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         self.register_buffer("grid", torch.stack([x, y], -1).view(-1, 2))
@@ -164,7 +160,7 @@ class KernelFlow(nn.Module):
         self.register_buffer("on_head", (_group_index() != 8).float())
 
     def forward(
-        self, source_BK2: Tensor, driving_BK2: Tensor, turn_B22: Tensor, closure_B2: Tensor
+        self, source_BK2: Tensor, driving_BK2: Tensor, turn_B22: Tensor
     ) -> tuple[Tensor, Tensor]:
         """-> flow (B, 2, S, S) in crop units and group maps (B, 9, S, S)."""
         grid = self.grid
@@ -175,8 +171,7 @@ class KernelFlow(nn.Module):
             - 2 * torch.matmul(grid, driving_BK2.transpose(1, 2))
             + (driving_BK2 * driving_BK2).sum(2)[:, None, :]
         )
-        strength = self.strength - self.hide * torch.matmul(closure_B2, self.irises)
-        weights = torch.softmax(strength[:, None] - squared * precision, dim=2)
+        weights = torch.softmax(self.strength - squared * precision, dim=2)
         head = self.on_head[None, :, None]
         turned = torch.matmul(driving_BK2, turn_B22.transpose(1, 2))
         constant = source_BK2 - head * turned - (1 - head) * driving_BK2
@@ -205,21 +200,26 @@ def resize(x_BCHW: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Between flow and decoder: flow and its geometric start (B, 2, S, S), features x
-    (B, 32, S, S), hints (B, 12, S, S), style (B, 128)."""
+    """Between flow and decoder, S = config.flow_size.
+
+    flow (B, 2, 2S, 2S), the learned part of it at its own size, residual (B, 2, S, S),
+    features x (B, 32, S, S), hints (B, 12, S, S), apertures (B, 3, 2S, 2S), style (B, 128).
+    """
 
     flow: Tensor
-    coarse: Tensor
+    residual: Tensor
     x: Tensor
     hints: Tensor
+    apertures: Tensor
     style: Tensor
 
     def window(self, left: int, top: int, size: int) -> Motion:
-        """The same for a square part of the frame."""
-        rows, columns = slice(top, top + size), slice(left, left + size)
+        """The same for a square part of the frame, in cells of S."""
+        part = (..., slice(top, top + size), slice(left, left + size))
+        fine = (..., slice(2 * top, 2 * (top + size)), slice(2 * left, 2 * (left + size)))
         return Motion(
-            self.flow[:, :, rows, columns], self.coarse[:, :, rows, columns],
-            self.x[:, :, rows, columns], self.hints[:, :, rows, columns], self.style,
+            self.flow[fine], self.residual[part], self.x[part], self.hints[part],
+            self.apertures[fine], self.style,
         )  # fmt: skip
 
 
@@ -231,6 +231,8 @@ class Generator(nn.Module):
         self.config = config
         self.geometry = Geometry()
         self.kernel = KernelFlow(config.flow_size)
+        self.apertures = ApertureMaps(2 * config.flow_size)
+        self.lids = LidWarp(2 * config.flow_size)
         self.style = nn.Sequential(
             nn.Linear(2 * CODE_DIM + 64, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE),
             nn.LeakyReLU(0.2),
@@ -239,12 +241,12 @@ class Generator(nn.Module):
         self.flow_res = ModulatedRes(64, STYLE)
         self.flow_up = ModulatedConv(64 + GEOMETRY_MAPS, 32, STYLE)
         self.flow_out = nn.Conv2d(32, 2, 3, 1, 1)
-        nn.init.zeros_(self.flow_out.weight)
-        nn.init.zeros_(self.flow_out.bias)
-        self.decode_in = ModulatedConv(C64 + 32 + GEOMETRY_MAPS, 64, STYLE)
+        for parameter in self.flow_out.parameters():
+            nn.init.zeros_(parameter)
+        self.decode_in = ModulatedConv(C64 + 32 + GEOMETRY_MAPS + APERTURE_MAPS, 64, STYLE)
         self.decode_res = ModulatedRes(64, STYLE)
         self.to128 = nn.Conv2d(64, 32 * 4, 3, 1, 1)
-        self.at128 = ModulatedConv(32 + 3, 32, STYLE)
+        self.at128 = ModulatedConv(32 + 3 + APERTURE_MAPS, 32, STYLE)
         self.to256 = nn.Conv2d(32, 4 * 4, 3, 1, 1)
 
     def forward(
@@ -257,7 +259,7 @@ class Generator(nn.Module):
         source_code: Tensor,
         driving_code: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> flow (B, 2, 64, 64) in [0, 1], mask (B, 1, 256, 256), rgb (B, 3, 256, 256) in [0, 1].
+        """-> flow (B, 2, 128, 128) in [0, 1], mask (B, 1, 256, 256), rgb (B, 3, 256, 256) in [0, 1].
 
         rgb128 (B, 3, 128, 128) is the source in [-1, 1]; f64, f32, identity come from
         `AppearanceEncoder`; shape (B, 152, 3); codes (B, 58).
@@ -267,14 +269,24 @@ class Generator(nn.Module):
         return motion.flow, mask, rgb
 
     def motion(
-        self, f32: Tensor, identity: Tensor, shape: Tensor, source_code: Tensor, driving_code: Tensor
+        self,
+        f32: Tensor,
+        identity: Tensor,
+        shape: Tensor,
+        source_code: Tensor,
+        driving_code: Tensor,
     ) -> Motion:
-        """Flow at 64 x 64 and everything the decoder needs besides the pixels."""
+        """Flow and everything the decoder needs besides the pixels.
+
+        Kernel and convolutions move the head with the source's own eyes; lids and irises
+        are then moved inside the driving frame by `LidWarp`.
+        """
+        eye = FACTOR_SLICES["eye"]
+        parts = [driving_code[:, : eye.start], source_code[:, eye], driving_code[:, eye.stop :]]
+        rest_code = torch.cat(parts, 1)
         source = self.geometry(shape, source_code)
-        driving = self.geometry(shape, driving_code)
-        turn = _plane_turn(source_code, driving_code)
-        closure = driving_code[:, FACTOR_SLICES["eye"]][:, :2].clamp(0, 1)
-        coarse, maps = self.kernel(source, driving, turn, closure)
+        driving, rest = self.geometry(shape, driving_code), self.geometry(shape, rest_code)
+        coarse, maps = self.kernel(source, rest, _plane_turn(source_code, driving_code))
         size = self.config.flow_size
         shift = coarse - self.kernel.grid.t().reshape(1, 2, size, size)
         hints = torch.cat([maps, shift * 8, shift.abs().sum(1, keepdim=True) * 8], 1)
@@ -283,15 +295,18 @@ class Generator(nn.Module):
         x = self.flow_in(torch.cat([warp(f32, F.avg_pool2d(coarse, 2)), hints32], 1), style)
         x = resize(self.flow_res(x, style), size)
         x = self.flow_up(torch.cat([x, hints], 1), style)
-        return Motion(coarse + self.flow_out(x) * 0.05, coarse, x, hints, style)
+        residual = self.flow_out(x) * 0.05
+        flow = warp(coarse + residual, self.lids(driving, rest))
+        return Motion(flow, residual, x, hints, self.apertures(driving), style)
 
     def decode(self, rgb128: Tensor, f64: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
-        """Mask and RGB at four times the size of `motion.flow`, which may be a window of it."""
+        """Mask and RGB at twice the size of `motion.flow`, which may be a window of it."""
         flow, style = motion.flow, motion.style
-        y = self.decode_in(torch.cat([warp(f64, flow), motion.x, motion.hints], 1), style)
+        places = F.avg_pool2d(motion.apertures, 2)
+        moved = warp(f64, F.avg_pool2d(flow, 2))
+        y = self.decode_in(torch.cat([moved, motion.x, motion.hints, places], 1), style)
         y = F.leaky_relu(F.pixel_shuffle(self.to128(self.decode_res(y, style)), 2), 0.2)
-        fine = resize(flow, 2 * flow.shape[-1])
-        y = self.at128(torch.cat([y, warp(rgb128, fine)], 1), style)
+        y = self.at128(torch.cat([y, warp(rgb128, flow), motion.apertures], 1), style)
         y = F.pixel_shuffle(self.to256(y), 2)
         return torch.sigmoid(y[:, 3:4] + 1.5), torch.sigmoid(y[:, :3])
 

@@ -91,7 +91,7 @@ class MotionEncoder(nn.Module):
             self.eye(_cut(crop_BCHW, RIGHT_EYE).flip(3)),
         ]
         feature = F.leaky_relu(self.feature(torch.cat(parts, 1)), 0.1)
-        out = {f: self.heads[f](feature) for f in FACTORS}
+        out: dict[str, Tensor] = {f: self.heads[f](feature) for f in FACTORS}
         offset = self.landmarks(feature).view(-1, self.config.landmarks, 2) * 0.1
         out["landmarks"] = self.mean_landmarks + offset
         return out

@@ -50,7 +50,8 @@ class BaseEngine(ABC):
         expected = (self.config.mel_window, MEL_BANDS)
         if mel_TM.shape != expected:
             raise ValueError(f"mel window must be {expected}, got {mel_TM.shape}")
-        return self.run("audio", {"mel": mel_TM[None]})["lip"][0]
+        lip: Array = self.run("audio", {"mel": mel_TM[None]})["lip"][0]
+        return lip
 
     def motion(self, face_HWC: NDArray[np.uint8]) -> MotionReading:
         """See `Engine.motion`."""
@@ -93,8 +94,8 @@ class BaseEngine(ABC):
                 "driving_code": driving.concat()[None],
             },
         )
-        flow = np.ascontiguousarray(out["flow"][0].transpose(1, 2, 0))
-        return Drawing(flow, out["mask"][0, 0], np.ascontiguousarray(out["rgb"][0].transpose(1, 2, 0)))
+        flow, rgb = (np.ascontiguousarray(out[n][0].transpose(1, 2, 0)) for n in ("flow", "rgb"))
+        return Drawing(flow, out["mask"][0, 0], rgb)
 
 
 def _move_back(translation: Array, offset: Array, zoom: float) -> Array:

@@ -42,7 +42,8 @@ NOD_DEG = 1.6
 """Greatest nod for an emphasised syllable."""
 
 CLOSE_S = 0.07
-SHUT_S = 0.03
+SHUT_S = FRAME_S
+"""A frame long, so that every blink has one in which the eye is shut."""
 OPEN_S = 0.15
 _FIRST_BLINK_S = 0.8
 _LAST_BLINK_S = 59.2
@@ -57,8 +58,6 @@ class _Block:
 
     blink_at: NDArray[np.float64]
     """(B,) onsets, ascending."""
-    blink_depth: NDArray[np.float64]
-    """(B,) 0.9 .. 1."""
     look_at: NDArray[np.float64]
     """(L,) starts of the fixations, ascending, the first at 0."""
     look: NDArray[np.float64]
@@ -95,16 +94,12 @@ class Idle:
         return np.zeros(DIMS[factor], np.float32)
 
     def blink(self, frame_index: int) -> float:
-        """Lid closure 0 .. 1 of the blink that is under way, averaged over the frame."""
+        """Lid closure 0 .. 1 of the blink that is under way in the middle of the frame."""
         block = self._block(frame_index // BLOCK_FRAMES)
-        now = (frame_index % BLOCK_FRAMES) * FRAME_S
-        latest = int(np.searchsorted(block.blink_at, now + FRAME_S, side="right"))
-        closure = 0.0
-        for i in range(max(0, latest - 2), latest):
-            since = now - block.blink_at[i]
-            mean = sum(_lid(since + FRAME_S * (k + 0.5) / 4) for k in range(4)) / 4
-            closure = max(closure, float(block.blink_depth[i]) * mean)
-        return closure
+        now = (frame_index % BLOCK_FRAMES) * FRAME_S + FRAME_S / 2
+        latest = int(np.searchsorted(block.blink_at, now, side="right"))
+        onsets = block.blink_at[max(0, latest - 2) : latest]
+        return max((_lid(now - float(onset)) for onset in onsets), default=0.0)
 
     def _eye(self, moment: Moment) -> Array:
         closure = self.blink(moment.frame_index)
@@ -175,7 +170,6 @@ def _draw_block(rng: np.random.Generator) -> _Block:
         looks.append(_draw_look(rng, away=away))
     return _Block(
         np.array(blinks),
-        rng.uniform(0.92, 1.0, len(blinks)),
         np.array(starts[:-1]),
         np.array(looks[:-1]),
     )

@@ -54,7 +54,12 @@ CSP = (
 )
 MAX_PICTURE_BYTES = 12 * 1024 * 1024
 FLAT_PICTURE_STD = 12.0
-PRESETS = ["neutral", "smile", "grin", "surprise", "doubt", "thinking", "look_left", "turn_left"]
+PRESETS: dict[protocol.Factor, list[str]] = {
+    "lip": [],
+    "pose": ["neutral", "turn_left", "thinking"],
+    "eye": ["neutral", "look_left", "wink"],
+    "exp": ["neutral", "smile", "grin", "surprise", "doubt", "thinking"],
+}
 FACTORS: tuple[protocol.Factor, ...] = ("lip", "pose", "eye", "exp")
 PEOPLE = [
     ("ines", "Ines", (214, 176, 148), (52, 40, 36), (196, 208, 201)),

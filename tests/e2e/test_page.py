@@ -276,6 +276,30 @@ def test_full_server_tells_when_to_come_back(page: Page) -> None:
     assert "Try again in" in text
 
 
+def test_engine_that_cannot_run_is_told_at_once(page: Page) -> None:
+    problem = {
+        "type": "/problems/engine-unusable",
+        "title": "The server cannot draw pictures",
+        "status": 503,
+        "detail": "The networks are missing.",
+    }
+    page.route(
+        "**/api/sessions",
+        lambda route: route.fulfill(
+            status=503,
+            headers={"Content-Type": "application/problem+json"},
+            body=json.dumps(problem),
+        ),
+    )
+    choose(page)
+    page.click("#start")
+    page.wait_for_selector("#message:not([hidden])")
+    assert page.locator("#message").get_attribute("data-level") == "error"
+    assert "The networks are missing." in page.inner_text("#message")
+    assert not page.locator("#message-countdown").is_visible()
+    assert page.locator("body").get_attribute("data-phase") == "idle"
+
+
 @pytest.mark.parametrize("size", [*NARROW, {"width": 820, "height": 1180}], ids=str)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_horizontal_scroll(
@@ -328,6 +352,11 @@ def test_conversation(page: Page) -> None:
     page.click(".chip:has-text('Smile')")
     page.wait_for_selector(".chip[aria-pressed=true]:has-text('Smile')")
     assert page.input_value("#exp-source") == "preset"
+    assert page.locator(".chip").count() == 6, "only the expression's own presets"
+    page.select_option("#eye-source", "preset")
+    looks = page.locator("[aria-label='Eyes: which one'] option").all_inner_texts()
+    assert looks == ["Neutral", "Look left", "Wink"]
+    page.select_option("#eye-source", "idle")
     page.select_option("#pose-source", "slider")
     page.wait_for_selector("#pose-slider-yaw")
     page.click("#camera")

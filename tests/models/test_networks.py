@@ -47,7 +47,7 @@ def test_no_motion_is_no_flow() -> None:
     code = torch.zeros(1, CODE_DIM)
     points = geometry(geometry.mean[None], code)
     with torch.no_grad():
-        flow, maps = kernel(points, points, _plane_turn(code, code), torch.zeros(1, 2))
+        flow, maps = kernel(points, points, _plane_turn(code, code))
     still = kernel.grid.t().reshape(1, 2, 64, 64)
     np.testing.assert_allclose(flow.numpy(), still.numpy(), atol=1e-5)
     np.testing.assert_allclose(maps.sum(1).numpy(), 1, atol=1e-5)
@@ -61,7 +61,7 @@ def test_the_head_turns_and_the_rim_stays() -> None:
     shape = geometry.mean[None]
     with torch.no_grad():
         flow, _ = kernel(geometry(shape, source), geometry(shape, driving),
-                         _plane_turn(source, driving), torch.zeros(1, 2))  # fmt: skip
+                         _plane_turn(source, driving))  # fmt: skip
     shift = (flow - kernel.grid.t().reshape(1, 2, 64, 64))[0, 0]
     assert shift[34:44, 28:36].mean() < -0.02, "the face's pixels come from further left"
     assert shift[:, [0, -1]].abs().max() < 0.01

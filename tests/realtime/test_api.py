@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import websockets
 from realtime.rtc import IceServer
 from realtime.server import OWNER_COOKIE
 from realtime.settings import Settings
-from tests.fakes import paint_base
+from tests.fakes import FakeEngine, paint_base
 from tests.serving import Running, client, make_web, png, serving, until
 
 pytestmark = pytest.mark.unit
@@ -61,13 +63,29 @@ async def test_an_engine_that_cannot_run_is_told_and_not_hidden(settings: Settin
         health = await running.http.get("/healthz")
         assert health.status_code == 200
         assert health.json()["engine"] == {"name": "none", "reason": "no weights here"}
-        problem = is_problem(await running.http.get("/readyz"), 503, "not-ready")
+        problem = is_problem(await running.http.get("/readyz"), 503, "engine-unusable")
         assert problem["detail"] == "no weights here"
         async with client(running) as made:
             refused = await made.open("grey")
+        is_problem(refused, 503, "engine-unusable")
+        assert "retry-after" not in refused.headers, "waiting does not help"
+        is_problem(await post_portrait(running.http, consent="yes"), 503, "engine-unusable")
+
+
+async def test_an_engine_that_loads_is_worth_waiting_for(settings: Settings) -> None:
+    may_load = threading.Event()
+
+    def slow() -> Any:
+        may_load.wait(10)
+        return FakeEngine()
+
+    async with serving(settings, engine_factory=slow, wait=False) as running:
+        refused = await running.http.get("/readyz")
         is_problem(refused, 503, "not-ready")
         assert refused.headers["retry-after"].isdigit()
-        is_problem(await post_portrait(running.http, consent="yes"), 503)
+        may_load.set()
+        await until(lambda: running.hub.engine)
+        assert (await running.http.get("/readyz")).status_code == 200
 
 
 async def test_unknown_routes_methods_and_bodies_are_problems(settings: Settings) -> None:
@@ -113,7 +131,8 @@ async def test_tokens_places_and_the_end(settings: Settings) -> None:
         assert created.headers["cache-control"] == "no-store"
         assert len(made.token) >= 40
         full = await other.open("dark")
-        is_problem(full, 503, "full")
+        problem = is_problem(full, 503, "full")
+        assert problem["detail"] == "The only place is taken."
         assert int(full.headers["retry-after"]) >= 1
 
         candidate = {"candidate": "candidate:1 1 udp 1 192.0.2.9 9 typ host", "sdpMid": "0"}
@@ -168,7 +187,8 @@ async def test_portraits_are_listed_enrolled_seen_and_forgotten(settings: Settin
         ]
         picture = await http.get(listed[0]["thumbnail"])
         assert picture.headers["content-type"] == "image/jpeg"
-        assert picture.content[:2] == b"\xff\xd8"
+        pixels = cv2.imdecode(np.frombuffer(picture.content, np.uint8), cv2.IMREAD_COLOR)
+        assert pixels.shape == (512, 512, 3), "sharp enough for the stage"
 
         made = await post_portrait(http, name="  Aunt   May ", consent="true")
         assert made.status_code == 201

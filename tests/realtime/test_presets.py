@@ -34,11 +34,16 @@ def test_every_preset_is_a_read_only_code_in_range(factor: str) -> None:
 
 def test_names_fit_the_protocol_and_come_once() -> None:
     names = preset_names()
-    assert len(names) == len(set(names))
-    assert names[0] == "neutral"
-    assert {"smile", "grin", "surprise", "sad", "angry", "wink", "look_left"} <= set(names)
-    for name in names:
-        msgspec.convert({"factor": "exp", "source": "preset", "name": name}, SetSource)
+    assert list(names) == list(FACTORS)
+    assert names["lip"] == []
+    assert {"smile", "grin", "surprise", "sad", "angry", "wink"} <= set(names["exp"])
+    assert "look_left" in names["eye"]
+    assert "look_left" not in names["exp"]
+    for factor, presets in names.items():
+        assert len(presets) == len(set(presets))
+        assert presets[:1] in ([], ["neutral"])
+        for name in presets:
+            msgspec.convert({"factor": factor, "source": "preset", "name": name}, SetSource)
 
 
 def test_presets_move_the_right_side() -> None:

@@ -89,7 +89,7 @@ def test_a_blink_shuts_fast_and_opens_slowly_in_about_six_frames() -> None:
             peaks.append(blink.max())
     assert 5 <= np.median(lengths) <= 7
     assert np.mean(downs) < 3.2
-    assert np.min(peaks) > 0.6
+    assert np.min(peaks) == 1.0, "every blink shuts the eye"
     assert max(lengths) <= 16, "a double blink at most"
     assert 0.0 < np.mean(np.array(lengths) > 8) < 0.25, "doubles are occasional"
 

@@ -1,0 +1,152 @@
+"""Eyes and mouth as openings between two curves, at twice the resolution of the flow.
+
+A lid line or an iris is a cell or two of the flow's grid, so kernel and convolutions cannot
+place them. Their landmarks can: each opening lies between an upper and a lower curve, a
+kernel regression of landmarks over x. `ApertureMaps` draws the openings for the decoder,
+`LidWarp` moves lids and irises by geometry alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.face import GROUPS
+
+APERTURE_MAPS = 3
+#: Width of the kernel regression along x, in crop widths.
+CURVE_WIDTH = 0.012
+LID_CURVE_WIDTH = 0.008
+#: Steepness of soft edges, per crop width: about one pixel of 256.
+SHARP = 300.0
+#: How far above the upper and below the lower lid the skin stretches.
+STRETCH_ABOVE, STRETCH_BELOW = 0.06, 0.035
+#: The white of the eye follows the iris up to this many iris radii from its centre.
+FOLLOW_RADII = 1.7
+#: Eye curves have nine points; repeating the middle one pads them to the mouth's eleven.
+_NINE = (0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8)
+
+
+def _rows(start: int, count: int, upper: bool, picks: tuple[int, ...]) -> list[int]:
+    """Landmark rows of one curve from corner to corner; a ring's upper half runs backwards."""
+    return [start + ((-i) % count if upper else i) for i in picks]
+
+
+def curve(points_BC2: Tensor, axis: Tensor, width: float) -> Tensor:
+    """Height of curves (B, C, K, 2) at the columns `axis` (S,) -> (B, C, S)."""
+    gap = axis - points_BC2[..., 0:1]
+    weights = torch.softmax(-(gap * gap) * (0.5 / width**2), dim=2)
+    return (weights * points_BC2[..., 1:2]).sum(2)
+
+
+def _axis(size: int) -> Tensor:
+    return (torch.arange(size) + 0.5) / size
+
+
+class ApertureMaps(nn.Module):
+    """Where mouth and eyes are open, and where the irises are, drawn from the landmarks."""
+
+    upper: Tensor
+    lower: Tensor
+    axis: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        mouth = GROUPS["lips_inner"].start
+        eyes = [GROUPS["eye_left"].start, GROUPS["eye_right"].start]
+        for name, upper in (("upper", True), ("lower", False)):
+            rows = [_rows(mouth, 20, upper, tuple(range(11)))]
+            rows += [_rows(e, 16, upper, _NINE) for e in eyes]
+            self.register_buffer(name, torch.tensor(rows))
+        self.register_buffer("axis", _axis(size))
+
+    def forward(self, driving_BK2: Tensor) -> Tensor:
+        """Control points (B, K, 2) -> (B, 3, S, S) in [0, 1]: mouth, eyes, irises."""
+        upper, lower = driving_BK2[:, self.upper], driving_BK2[:, self.lower]
+        x, y = self.axis[None, None, None, :], self.axis[None, None, :, None]
+        a, b = lower[:, :, 0, 0, None, None], lower[:, :, -1, 0, None, None]
+        first, last = torch.minimum(a, b), torch.maximum(a, b)
+        top = curve(upper, self.axis, CURVE_WIDTH)[:, :, None]
+        bottom = curve(lower, self.axis, CURVE_WIDTH)[:, :, None]
+        inside = torch.sigmoid((y - top) * SHARP) * torch.sigmoid((bottom - y) * SHARP)
+        inside = inside * torch.sigmoid((x - first) * SHARP) * torch.sigmoid((last - x) * SHARP)
+        irises = []
+        for name in ("iris_left", "iris_right"):
+            centre, radius = iris(driving_BK2, name)
+            dx, dy = x[:, 0] - centre[:, 0, None, None], y[:, 0] - centre[:, 1, None, None]
+            distance = (dx * dx + dy * dy + 1e-8).sqrt()
+            irises.append(torch.sigmoid((radius[:, None, None] - distance) * SHARP))
+        eyes = inside[:, 1] + inside[:, 2]
+        drawn = inside[:, 1] * irises[0] + inside[:, 2] * irises[1]
+        return torch.stack([inside[:, 0], eyes, drawn], 1)
+
+
+def iris(points_BK2: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Centre (B, 2) and radius (B,) of the iris group `name`."""
+    points = points_BK2[:, GROUPS[name]]
+    centre = points[:, 0]
+    return centre, ((points[:, 1:] - centre[:, None]) ** 2).sum(2).mean(1).sqrt()
+
+
+class LidWarp(nn.Module):
+    """Where every pixel of the driving frame lies in the same frame with the source's eyes.
+
+    Above the upper and below the lower lid the skin stretches to follow the lid; inside the
+    opening the iris, and the white around it, shift with the gaze but never leave the
+    source's own opening. Everything else stays.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    axis: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        eyes = [GROUPS["eye_left"].start, GROUPS["eye_right"].start]
+        for name, upper in (("upper", True), ("lower", False)):
+            rows = [_rows(e, 16, upper, tuple(range(9))) for e in eyes]
+            self.register_buffer(name, torch.tensor(rows))
+        self.register_buffer("axis", _axis(size))
+
+    def _curves(self, points_BK2: Tensor) -> tuple[Tensor, Tensor]:
+        """Upper and lower lid (B, 2, 1, S) of both eyes; shut lids touch and do not cross."""
+        upper = curve(points_BK2[:, self.upper], self.axis, LID_CURVE_WIDTH)[:, :, None]
+        lower = curve(points_BK2[:, self.lower], self.axis, LID_CURVE_WIDTH)[:, :, None]
+        return torch.minimum(upper, lower), lower
+
+    def forward(self, driving_BK2: Tensor, rest_BK2: Tensor) -> Tensor:
+        """Control points with the driving and with the source's eyes -> positions (B, 2, S, S)."""
+        x, y = self.axis[None, None, None, :], self.axis[None, None, :, None]
+        top, bottom = self._curves(driving_BK2)
+        top_rest, bottom_rest = self._curves(rest_BK2)
+        above = torch.sigmoid((top - y) * 2 * SHARP)
+        below = torch.sigmoid((y - bottom) * 2 * SHARP) * (1 - above)
+        inside = (1 - above) * (1 - below)
+        skin_above = (top_rest - top) * torch.relu(1 - torch.relu(top - y) / STRETCH_ABOVE)
+        skin_below = (bottom_rest - bottom) * torch.relu(1 - torch.relu(y - bottom) / STRETCH_BELOW)
+        gaze_x, gaze_y = self._gaze(driving_BK2, rest_BK2)
+        within = torch.minimum(torch.maximum(y + gaze_y, top_rest), bottom_rest) - y
+        corners = driving_BK2[:, self.lower]
+        a, b = corners[:, :, 0, 0, None, None], corners[:, :, -1, 0, None, None]
+        first, last = torch.minimum(a, b), torch.maximum(a, b)
+        span = torch.sigmoid((x - first) * SHARP) * torch.sigmoid((last - x) * SHARP)
+        shift_x = inside * gaze_x * span
+        shift_y = (above * skin_above + below * skin_below + inside * within) * span
+        ones = torch.ones_like(shift_x.sum(1))
+        return torch.stack(
+            [shift_x.sum(1) + x[:, 0] * ones, shift_y.sum(1) + y[:, 0] * ones], 1
+        )
+
+    def _gaze(self, driving_BK2: Tensor, rest_BK2: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift of the eyeball's picture per pixel, x and y, each (B, 2, S, S)."""
+        x, y = self.axis[None, None, :], self.axis[None, :, None]
+        shifts: list[list[Tensor]] = [[], []]
+        for name in ("iris_left", "iris_right"):
+            centre, radius = iris(driving_BK2, name)
+            moved = iris(rest_BK2, name)[0] - centre
+            dx, dy = x - centre[:, 0, None, None], y - centre[:, 1, None, None]
+            distance = (dx * dx + dy * dy + 1e-8).sqrt()
+            follow = torch.sigmoid((radius[:, None, None] * FOLLOW_RADII - distance) * SHARP * 0.6)
+            for axis in (0, 1):
+                shifts[axis].append(moved[:, axis, None, None] * follow)
+        return torch.stack(shifts[0], 1), torch.stack(shifts[1], 1)
