@@ -113,6 +113,7 @@ def export_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     networks.eval()
     save_file(half_precision(networks), out / "weights.safetensors")
+    (out / "weights.safetensors").chmod(0o644)
     np.savez(out / "face.npz", mean=face.mean, basis=face.basis)
     sizes = {}
     for name, net in networks.named():

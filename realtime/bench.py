@@ -43,6 +43,8 @@ CHUNK = WIRE_RATE_HZ // 50
 CONNECT_TIMEOUT_S = 20.0
 SERVER_START_S = 300.0
 DRAIN_S = 0.5
+#: Where the voice is looked for in what comes back: a recording that is looped is there often.
+EARLY_S, LATE_S = 1.0, 4.0
 READY = re.compile(r"Visavis is ready: (\S+)")
 
 
@@ -201,7 +203,7 @@ def _evaluate(client: _Client, start: float, voice: Pcm) -> SessionResult:
         server=client.stats,
         notices=client.notices,
     )
-    shift = _voice_shift(client, voice)
+    shift = _voice_shift([block for _, block in client.blocks], voice)
     if shift is None:
         return result
     said = np.array(client.said)
@@ -242,12 +244,12 @@ def _delays(
     return (at - spoken_at(np.array([n for _, n in inside]))) * 1000
 
 
-def _voice_shift(client: _Client, voice: Pcm) -> int | None:
+def _voice_shift(blocks: list[AudioBlock], voice: Pcm) -> int | None:
     """Index in the heard line minus index in the said one, by correlation; None if unlike."""
-    if not client.blocks:
+    if not blocks:
         return None
-    first = client.blocks[0][1].index
-    heard = np.concatenate([block.pcm for _, block in client.blocks]).astype(np.float64)
+    first = blocks[0].index
+    heard = np.concatenate([block.pcm for block in blocks]).astype(np.float64)
     middle = len(voice) // 3
     probe = voice[middle : middle + 2 * WIRE_RATE_HZ].astype(np.float64)
     if len(heard) <= len(probe) or not probe.any():
@@ -255,7 +257,11 @@ def _voice_shift(client: _Client, voice: Pcm) -> int | None:
     size = 1 << (len(heard) + len(probe)).bit_length()
     spectrum = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(probe, size))
     dots = np.fft.irfft(spectrum, size)[: len(heard) - len(probe)]
-    best = int(np.argmax(dots))
+    begin = max(0, middle - int(EARLY_S * WIRE_RATE_HZ))
+    near = dots[begin : middle + int(LATE_S * WIRE_RATE_HZ)]
+    if not len(near):
+        return None
+    best = begin + int(np.argmax(near))
     window = heard[best : best + len(probe)]
     likeness = dots[best] / (np.linalg.norm(window) * np.linalg.norm(probe) + 1e-9)
     return first + best - middle if likeness > 0.5 else None

@@ -208,9 +208,7 @@ async def add_portrait(request: Request) -> Response:
 async def thumbnail(request: Request) -> Response:
     """A JPEG of a portrait, for whoever knows its id."""
     data = await _hub(request).portraits.thumbnail(request.path_params["id"])
-    return Response(
-        data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"}
-    )
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
 
 # --- state of the server --------------------------------------------------------------

@@ -124,7 +124,10 @@ def warp_to(target: F32, still: Still) -> F32:
     back = np.asarray(cv2.invertAffineTransform(to_crop), np.float32)
     place = apply_transform(back, dense_map(target, still.canonical))
     large = cv2.resize(still.image, None, fx=2, fy=2, interpolation=cv2.INTER_LANCZOS4)
-    source = np.asarray(place * 2 - 0.5, np.float32)
+    # Hair that the frame cuts goes on upwards; elsewhere a mirror hides the missing rim best.
+    above = 48
+    large = cv2.copyMakeBorder(large, above, 0, 0, 0, cv2.BORDER_REPLICATE)
+    source = np.asarray(place * 2 + np.array([-0.5, above - 0.5]), np.float32)
     moved = cv2.remap(
         large,
         np.ascontiguousarray(source[..., 0]),

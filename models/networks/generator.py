@@ -259,7 +259,7 @@ class Generator(nn.Module):
         source_code: Tensor,
         driving_code: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """-> flow (B, 2, 128, 128) in [0, 1], mask (B, 1, 256, 256), rgb (B, 3, 256, 256) in [0, 1].
+        """-> flow (B, 2, 128, 128), mask (B, 1, 256, 256), rgb (B, 3, 256, 256), all in [0, 1].
 
         rgb128 (B, 3, 128, 128) is the source in [-1, 1]; f64, f32, identity come from
         `AppearanceEncoder`; shape (B, 152, 3); codes (B, 58).

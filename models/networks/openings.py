@@ -133,9 +133,7 @@ class LidWarp(nn.Module):
         shift_x = inside * gaze_x * span
         shift_y = (above * skin_above + below * skin_below + inside * within) * span
         ones = torch.ones_like(shift_x.sum(1))
-        return torch.stack(
-            [shift_x.sum(1) + x[:, 0] * ones, shift_y.sum(1) + y[:, 0] * ones], 1
-        )
+        return torch.stack([shift_x.sum(1) + x[:, 0] * ones, shift_y.sum(1) + y[:, 0] * ones], 1)
 
     def _gaze(self, driving_BK2: Tensor, rest_BK2: Tensor) -> tuple[Tensor, Tensor]:
         """Shift of the eyeball's picture per pixel, x and y, each (B, 2, S, S)."""

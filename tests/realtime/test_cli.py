@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from models.rates import WIRE_RATE_HZ
 from realtime import bench, cli, doctor, serve
 from realtime.bench import BenchError, BenchOptions
-from realtime.rtc import IceServer
+from realtime.rtc import AudioBlock, IceServer
 from realtime.settings import Settings
 from tests.fakes import FakeEngine, paint_face
 from tests.serving import make_web, serving
@@ -137,6 +138,18 @@ def test_bench_measures_a_running_server(server: str, tmp_path: Path) -> None:
     assert session["server"]["frames"] > 25
     assert data["rss_end_mb"] > 10
     assert data["machine"]["aiortc"].startswith("1.16")
+
+
+def test_a_looped_recording_is_found_where_it_was_said() -> None:
+    second = WIRE_RATE_HZ
+    voice = np.resize(bench.speech_like(6 * second), 20 * second)
+    lag = second // 5
+    heard = np.concatenate([np.zeros(lag, np.int16), voice])
+    blocks = [
+        AudioBlock(900 + at, heard[at : at + 480], False, 0.0) for at in range(0, len(heard), 480)
+    ]
+    assert bench._voice_shift(blocks, voice) == 900 + lag
+    assert bench._voice_shift(blocks, voice[::-1]) is None, "something else was heard"
 
 
 def test_bench_shows_a_video_and_says_why_it_cannot(server: str, tmp_path: Path) -> None:
