@@ -61,18 +61,25 @@ def open_checkpoint(path: Path | None = None, *, verify: bool = True) -> Checkpo
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no manifest.json") from None
+        raise CheckpointError(
+            f"{folder.name} is not a checkpoint: it has no manifest.json"
+        ) from None
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder / 'manifest.json'} is not valid JSON: {error}") from None
+        raise CheckpointError(
+            f"manifest.json of {folder.name} is not valid JSON: {error}"
+        ) from None
     manifest = migrate(manifest)
     if verify:
         for name, expected in manifest["files"].items():
             file = folder / name
             if not file.exists():
-                raise CheckpointError(f"{file} is missing; restore it from the repository")
+                raise CheckpointError(
+                    f"{folder.name}/{name} is missing; restore it from the repository"
+                )
             if file_hash(file) != expected:
                 raise CheckpointError(
-                    f"{file} differs from the manifest; export the checkpoint again or restore it"
+                    f"{folder.name}/{name} differs from the manifest; "
+                    "export the checkpoint again or restore it"
                 )
     with np.load(folder / "face.npz", allow_pickle=False) as z:
         face = FaceModel(z["mean"], z["basis"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,26 +104,32 @@ def export_checkpoint(
 ) -> Parity:
     """Write a whole checkpoint folder; `about` (name, data, metrics) goes into its manifest.
 
-    Weights are rounded to float16 first, so torch and ONNX hold the same numbers.
+    Weights are rounded to float16 first, so torch and ONNX hold the same numbers. The folder
+    is written beside `out` and renamed at the end, so a server never opens half of one.
 
     Raises:
         ParityError: OpenVINO's result differs from torch's; the folder has no manifest then.
     """
     from safetensors.torch import save_file
 
-    out.mkdir(parents=True, exist_ok=True)
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     networks.eval()
-    save_file(half_precision(networks), out / "weights.safetensors")
-    (out / "weights.safetensors").chmod(0o644)
-    np.savez(out / "face.npz", mean=face.mean, basis=face.basis)
+    save_file(half_precision(networks), fresh / "weights.safetensors")
+    (fresh / "weights.safetensors").chmod(0o644)
+    np.savez(fresh / "face.npz", mean=face.mean, basis=face.basis)
     sizes = {}
     for name, net in networks.named():
-        export_network(net, example_inputs(name, networks.config, face, 0), out / f"{name}.onnx")
-        store_half(out / f"{name}.onnx")
+        path = fresh / f"{name}.onnx"
+        export_network(net, example_inputs(name, networks.config, face, 0), path)
+        store_half(path)
         sizes[name] = sum(p.numel() for p in net.parameters())
-    parity = check_parity(networks, face, out)
-    write_manifest(out, networks.config, **about, parameters=sizes, parity=parity.errors)
-    open_checkpoint(out)
+    parity = check_parity(networks, face, fresh)
+    write_manifest(fresh, networks.config, **about, parameters=sizes, parity=parity.errors)
+    open_checkpoint(fresh)
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
     return parity
 
 

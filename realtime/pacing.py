@@ -28,6 +28,8 @@ MAX_PACKETS = 50
 MAX_LAG_NS = 120_000_000
 START_LAG_NS = 15_000_000
 _LAG_STEP_NS = 250_000
+#: The first pictures set the lag at once; later ones only move it.
+_FIRST_PICTURES = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class AudioPacer:
     def __init__(self) -> None:
         self.lag_ns = START_LAG_NS
         self.dropped = 0
+        self._first: list[int] = []
         self._queue: deque[tuple[int, AudioPacket]] = deque()
 
     def __len__(self) -> int:
@@ -86,8 +89,14 @@ class AudioPacer:
     def on_picture(self, delay_ns: int) -> None:
         """A picture left `delay_ns` after its frame became due: follow the usual delay.
 
-        Steps of a quarter millisecond towards it make `lag_ns` a running median.
+        The median of the first pictures is taken over at once: from the start value, small
+        steps would leave a slow machine out of sync for half a minute. Later, steps of a
+        quarter millisecond make `lag_ns` a running median.
         """
+        if len(self._first) < _FIRST_PICTURES:
+            self._first.append(delay_ns)
+            self.lag_ns = min(MAX_LAG_NS, max(0, int(np.median(self._first))))
+            return
         step = _LAG_STEP_NS if delay_ns > self.lag_ns else -_LAG_STEP_NS
         if abs(delay_ns - self.lag_ns) > _LAG_STEP_NS:
             self.lag_ns = min(MAX_LAG_NS, max(0, self.lag_ns + step))

@@ -70,7 +70,9 @@ def load_networks(checkpoint: Checkpoint) -> Networks:
     try:
         networks.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.weights} does not fit this version: {error}") from error
+        raise CheckpointError(
+            f"{checkpoint.weights.name} does not fit this version: {error}"
+        ) from error
     return networks
 
 

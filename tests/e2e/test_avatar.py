@@ -8,6 +8,7 @@ received is judged, by signals that cannot agree by chance (`avatar_probe`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ RECORD_S = 11.0
 #: level and the mouth's own closing; and where it speaks.
 PAUSE = (4.55, 5.35)
 SPEECH = ((0.3, 3.9), (5.9, 9.2))
-#: More of the machine than this in other hands, and timing says nothing about us.
+#: More of the machine than this in other hands, and timing says nothing about us;
 MOST_FOREIGN = 0.25
+#: and where that leaves fewer pictures a second than this, nothing else does either.
+LEAST_FPS = 6.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,6 @@ class Conversation:
     first_picture_ms: float
     recording: probe.Recording
     strip: str
-    screenshot: Path
     foreign: float
 
 
@@ -52,6 +54,17 @@ class Conversation:
 def engine() -> BaseEngine:
     """The networks, for reading faces in the test's own process."""
     return load_engine("openvino", threads=1)
+
+
+@contextmanager
+def picture_at_end(page: probe.Page, folder: Path) -> Iterator[None]:
+    """Save how the page looks in the end, whatever the end is; pytest keeps the folder."""
+    try:
+        yield
+    finally:
+        with suppress(sync_api.Error):
+            page.screenshot(path=folder / "page.png")
+        print(f"page: {folder / 'page.png'}, server's log: {folder / 'server.log'}")
 
 
 def converse(
@@ -75,18 +88,16 @@ def converse(
         if camera is not None:
             page.click("#camera")
             page.wait_for_selector("#self-view:not([hidden])")
-        page.evaluate("() => window.avatarProbe.arm()")
-        page.click("#start")
-        first_picture_ms = page.evaluate("() => window.avatarProbe.first")
-        page.wait_for_selector("body[data-phase=live]", timeout=LIVE_MS)
-        if camera is None:
-            probe.record(page, RECORD_S, settle_s=SETTLE_S)
-        else:
-            page.wait_for_selector("#strip-webcam:has-text('Tracking')", timeout=LIVE_MS)
-            probe.record(page, probe.TURNING_S, settle_s=0.0, camera=True)
-        screenshot = folder / "page.png"
-        page.screenshot(path=screenshot)
-        print(f"screenshot: {screenshot}, server's log: {folder / 'server.log'}")
+        with picture_at_end(page, folder):
+            page.evaluate("() => window.avatarProbe.arm()")
+            page.click("#start")
+            first_picture_ms = page.evaluate("() => window.avatarProbe.first")
+            page.wait_for_selector("body[data-phase=live]", timeout=LIVE_MS)
+            if camera is None:
+                probe.record(page, RECORD_S, settle_s=SETTLE_S)
+            else:
+                page.wait_for_selector("#strip-webcam:has-text('Tracking')", timeout=LIVE_MS)
+                probe.record(page, probe.TURNING_S, settle_s=0.0, camera=True)
         strip = " ".join(page.inner_text(".strip").split())
         page.click("#start")
         page.wait_for_selector("body[data-phase=idle]")
@@ -98,7 +109,7 @@ def converse(
         f"ready {server.start_s:.1f} s, first picture {first_picture_ms:.0f} ms, "
         f"{recording.fps:.1f} fps, others used {foreign:.0%}; {strip}"
     )
-    return Conversation(server.start_s, first_picture_ms, recording, strip, screenshot, foreign)
+    return Conversation(server.start_s, first_picture_ms, recording, strip, foreign)
 
 
 @pytest.fixture(scope="module")
@@ -110,21 +121,28 @@ def conversation(
 
 
 @pytest.fixture(scope="module")
-def heard(conversation: Conversation, speech_48k: Path) -> probe.Heard:
-    """The returned voice, found in the file."""
-    return probe.find_in_loop(conversation.recording.voice, probe.load_wav(speech_48k))
+def received(conversation: Conversation) -> probe.Recording:
+    """What the page received, unless other programs starved everybody."""
+    needs_air(conversation)
+    return conversation.recording
 
 
 @pytest.fixture(scope="module")
-def opening(conversation: Conversation, engine: BaseEngine) -> probe.Signal:
+def heard(received: probe.Recording, speech_48k: Path) -> probe.Heard:
+    """The returned voice, found in the file."""
+    return probe.find_in_loop(received.voice, probe.load_wav(speech_48k))
+
+
+@pytest.fixture(scope="module")
+def opening(received: probe.Recording, engine: BaseEngine) -> probe.Signal:
     """How far the lips are apart in every received picture, as E_mot sees it."""
-    readings = (engine.motion(picture) for picture in conversation.recording.pictures)
+    readings = (engine.motion(picture) for picture in received.pictures)
     return np.array([float(lip_gap(reading.landmarks)) for reading in readings])
 
 
 @pytest.fixture(scope="module")
 def skew(
-    conversation: Conversation, opening: probe.Signal, engine: BaseEngine
+    received: probe.Recording, opening: probe.Signal, engine: BaseEngine
 ) -> tuple[float, float]:
     """Milliseconds that lips come later than the voice they belong to, and how sure that is.
 
@@ -135,9 +153,8 @@ def skew(
     Sound counts when it leaves the jitter buffer and pictures when they are handed to the
     compositor: sound card and screen come after that, and a headless browser has neither.
     """
-    recording = conversation.recording
-    times, openings = probe.expected_opening(recording.voice, engine, probe.bundled(0, engine))
-    shown = recording.shown_s - recording.voice_s
+    times, openings = probe.expected_opening(received.voice, engine, probe.bundled(0, engine))
+    shown = received.shown_s - received.voice_s
     # The pipeline's first second knows too little of the past.
     known = (shown > times[0] + 1.0) & (shown < times[-1] - 0.3)
     return probe.best_lag(
@@ -154,6 +171,12 @@ def needs_quiet(conversation: Conversation) -> None:
         pytest.skip(f"other programs use {conversation.foreign:.0%} of this machine")
 
 
+def needs_air(conversation: Conversation) -> None:
+    """Skip where other programs left so little that hardly anything came."""
+    if conversation.recording.fps < LEAST_FPS:
+        needs_quiet(conversation)
+
+
 def test_first_picture_comes_soon(conversation: Conversation) -> None:
     assert conversation.start_s < 20
     assert conversation.first_picture_ms < 4000
@@ -161,14 +184,14 @@ def test_first_picture_comes_soon(conversation: Conversation) -> None:
 
 
 def test_the_voice_that_returns_is_the_one_spoken(heard: probe.Heard) -> None:
+    print(f"envelopes correlate by {heard.likeness:.3f}")
     assert heard.likeness > 0.9
 
 
 def test_mouth_follows_the_voice(
-    conversation: Conversation, heard: probe.Heard, opening: probe.Signal
+    received: probe.Recording, heard: probe.Heard, opening: probe.Signal
 ) -> None:
-    since = conversation.recording.shown_s - conversation.recording.voice_s
-    assert len(opening) > 4 * RECORD_S, "hardly any pictures came"
+    since = received.shown_s - received.voice_s
 
     # The right voice must fit far better than the same voice at wrong times.
     true = max(probe.correlation(opening, heard.level(since, s)) for s in _steps(-0.2, 0.2))
@@ -190,12 +213,11 @@ def test_mouth_follows_the_voice(
 
 
 def test_the_picture_of_the_mouth_moves_with_the_voice(
-    conversation: Conversation, heard: probe.Heard
+    received: probe.Recording, heard: probe.Heard
 ) -> None:
     """The same without any network of ours: pixels of the mouth against those of the brow."""
-    recording = conversation.recording
-    since = recording.shown_s - recording.voice_s
-    gray = np.stack([picture.astype(np.float32).mean(2) for picture in recording.pictures])
+    since = received.shown_s - received.voice_s
+    gray = np.stack([picture.astype(np.float32).mean(2) for picture in received.pictures])
     mouth, brow = gray[:, 164:204, 96:160], gray[:, 50:90, 96:160]
     rest = _inside(heard.place(since), (PAUSE,))
     speaking = _inside(heard.place(since), SPEECH)
@@ -217,17 +239,17 @@ def test_lips_and_voice_are_together(conversation: Conversation, skew: tuple[flo
 
 
 def test_sender_reports_tell_the_truth(
-    conversation: Conversation, skew: tuple[float, float]
+    received: probe.Recording, skew: tuple[float, float]
 ) -> None:
     """What the browser works out from the server's clock must be what really happens."""
-    reported = float(np.median(conversation.recording.reported_skew_ms))
+    reported = float(np.median(received.reported_skew_ms))
     print(f"skew by sender reports {reported:.0f} ms, by content {skew[0]:.0f} ms")
     assert abs(reported - skew[0]) <= 40
 
 
 def test_pictures_come_steadily(conversation: Conversation) -> None:
     needs_quiet(conversation)
-    assert conversation.recording.fps > 15
+    assert conversation.recording.fps > 12
 
 
 def test_head_follows_the_webcam(
@@ -235,7 +257,9 @@ def test_head_follows_the_webcam(
 ) -> None:
     film = tmp_path / "person.mjpeg"
     probe.film_person(film, engine, probe.bundled(0, engine))
-    made = converse(chromium, tmp_path, speech_48k, 1, film).recording
+    conversation = converse(chromium, tmp_path, speech_48k, 1, film)
+    needs_air(conversation)
+    made = conversation.recording
     seen = np.array([float(engine.motion(picture).code.pose[0]) for picture in made.pictures])
     assert len(made.camera) > 4 * probe.TURNING_S, "the camera hardly showed anything"
     at, turned = made.camera[:, 0], probe.yaw_of_grey(made.camera[:, 1])

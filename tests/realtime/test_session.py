@@ -62,6 +62,13 @@ def test_one_late_frame_delays_nothing_after_it() -> None:
     assert all(at - expected <= 35 for (at, _), (expected, _) in zip(out, steady, strict=True))
 
 
+def test_the_first_pictures_set_the_voice_at_once() -> None:
+    pacer = AudioPacer()
+    for delay in (95, 400, 90, 92, 88):
+        pacer.on_picture(delay * MS)
+    assert pacer.lag_ns == 92 * MS, "one slow picture does not move it"
+
+
 def test_the_queue_is_bounded_and_the_lag_follows_the_usual_delay() -> None:
     pacer = AudioPacer()
     for k in range(100):
