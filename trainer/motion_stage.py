@@ -79,7 +79,7 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: MotionRecipe) ->
         kind = str(rng.choice(KINDS, p=recipe.share))
         other = kind == "grid" and len(misc) > 0 and rng.random() < 0.2
         row = (misc_pool if other else pools[kind]).draw(rng)
-        move = random_similarity(rng, zoom=0.08, angle=0.08, shift=0.025)
+        move = random_similarity(rng, zoom=0.1, angle=0.1, shift=0.045)
         pixels, landmarks, code = augmented(
             cache, row, move, flip=rng.random() < 0.5, out=WHOLE, size=SIZE
         )
