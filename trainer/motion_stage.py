@@ -154,8 +154,10 @@ def evaluate(net: MotionEncoder, cache: FrameCache, rows: NDArray[np.int64]) -> 
 
 
 def _adopt(net: MotionEncoder, path: Path) -> None:
-    """Begin from those weights of another run whose name and shape still fit."""
-    known = torch.load(path, weights_only=True)["net"]
+    """Begin from the eye reader of `eye_stage`, or from what fits of another run of this stage."""
+    saved = torch.load(path, weights_only=True)
+    reader = saved.get("reader", {})
+    known = saved.get("net", {f"eye.{k}": v for k, v in reader.items()})
     own = net.state_dict()
     fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
     net.load_state_dict({**own, **fitting})
