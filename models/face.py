@@ -62,6 +62,29 @@ def rotation(pose: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.stack([np.stack(r, -1) for r in rows], -2)
 
 
+def euler(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., 3, 3) -> (..., 3) yaw, pitch, roll; inverse of `rotation`."""
+    return np.stack(
+        [
+            np.arctan2(matrix[..., 0, 2], matrix[..., 2, 2]),
+            np.arcsin(np.clip(matrix[..., 1, 2], -1, 1)),
+            np.arctan2(matrix[..., 1, 0], matrix[..., 1, 1]),
+        ],
+        -1,
+    )
+
+
+def move_pose(pose: Array, transform: Array) -> Array:
+    """Pose code (6,) after a similarity (2, 3) of the crop, in crop units."""
+    linear = transform[:, :2].astype(np.float64)
+    # The image's y points down, the head frame's up, hence the sign.
+    angle = -np.arctan2(linear[1, 0], linear[0, 0])
+    turned = rotation(np.array([0, 0, angle])) @ rotation(pose)
+    origin = apply_transform(transform, CANONICAL_ORIGIN + pose[3:5]) - CANONICAL_ORIGIN
+    zoom = float(pose[5]) + 0.5 * np.log(np.linalg.det(linear))
+    return np.concatenate([euler(turned), origin, [zoom]]).astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class FaceModel:
     """Mean neutral head (152, 3) and basis (52, 152, 3): lip 16, eye 6, expression 30."""

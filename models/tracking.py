@@ -1,9 +1,10 @@
 """A webcam's canonical crop: detected once, then steered by E_mot's landmarks.
 
 The crop is where the person sits, not where the head turns: it is fixed at the first good
-frame and follows slowly (One-Euro), so nods and turns stay in the pose code instead of
-being cropped away (METHOD.md section 1). One E_mot run per frame serves both codes and
-tracking.
+frame and follows only a face that leaves its place. Poses are given relative to the *home*
+crop, the first one, which drifts to the present one over many seconds: a crop that moves or
+turns with the head takes nothing away from the pose code (METHOD.md section 1). One E_mot
+run per frame serves both codes and tracking.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from numpy.typing import NDArray
 
 from models.codes import Array
 from models.detect import find_faces
-from models.face import apply_transform, canonical_transform, crop_points, warp_crop
+from models.face import (
+    CANONICAL_POINTS,
+    apply_transform,
+    canonical_transform,
+    crop_points,
+    move_pose,
+    warp_crop,
+)
 from models.runtime.engine import Engine, MotionReading
 from models.streaming import OneEuro
 
@@ -22,6 +30,11 @@ LOST_DISTANCE = 0.16
 #: How far eyes and mouth may drift from their canonical place before the crop follows.
 FOLLOW_DISTANCE = 0.05
 FOLLOW_RATE = 0.08
+#: Share of the way that home moves to the present crop per frame: 20 s at 25 frames a second.
+HOME_RATE = 0.002
+#: E_mot sees a face in everything, so the detector looks at the crop once a second, sooner
+#: after a miss; this many misses in a row mean "lost" (a turned head may be missed once).
+CHECK_EVERY, CHECK_SOON, MISSES = 25, 5, 3
 
 
 class FaceTracker:
@@ -36,6 +49,9 @@ class FaceTracker:
     def reset(self) -> None:
         """Forget the face; the next frame is searched."""
         self._points: Array | None = None
+        self._home: Array | None = None
+        self._until_check = CHECK_EVERY
+        self._misses = 0
         self._since_search = self._search_every
         self._smooth.reset()
 
@@ -77,7 +93,10 @@ class FaceTracker:
     def _read(self, frame: NDArray[np.uint8], points: Array) -> MotionReading | None:
         size = self._engine.config.image_size
         transform = canonical_transform(points, size)
-        reading = self._engine.motion(warp_crop(frame, transform, size))
+        crop = warp_crop(frame, transform, size)
+        if not self._still_there(crop):
+            return None
+        reading = self._engine.motion(crop)
         if not plausible(reading.landmarks):
             return None
         target = _to_frame(transform, crop_points(reading.landmarks), self._engine)
@@ -86,7 +105,28 @@ class FaceTracker:
         if drift > FOLLOW_DISTANCE:
             points = points + (target - points) * np.float32(FOLLOW_RATE)
         self._points = self._smooth.push(points.reshape(-1)).reshape(3, 2)
-        return reading
+        return self._from_home(reading, transform)
+
+    def _still_there(self, crop: NDArray[np.uint8]) -> bool:
+        """Ask the detector now and then; False once it has missed the face several times."""
+        self._until_check -= 1
+        if self._until_check > 0:
+            return True
+        self._misses = 0 if find_faces(crop) else self._misses + 1
+        self._until_check = CHECK_SOON if self._misses else CHECK_EVERY
+        return self._misses < MISSES
+
+    def _from_home(self, reading: MotionReading, transform: Array) -> MotionReading:
+        """The reading with its pose relative to the home crop."""
+        size = self._engine.config.image_size
+        here = _frame_points(transform, size)
+        if self._home is None:
+            self._home = here
+        self._home = self._home + (here - self._home) * np.float32(HOME_RATE)
+        home = canonical_transform(self._home, 1)
+        move = _chain(home, _inverse(transform / np.float32(size)))
+        pose = move_pose(reading.code.pose, move)
+        return MotionReading(reading.code.with_("pose", pose), reading.landmarks)
 
 
 def plausible(landmarks: Array) -> bool:
@@ -99,7 +139,23 @@ def plausible(landmarks: Array) -> bool:
     return 0.1 < eyes < 0.4 and 0.12 < below < 0.45 and offset < LOST_DISTANCE
 
 
+def _inverse(transform: Array) -> Array:
+    """Inverse of a (2, 3) transform."""
+    return np.linalg.inv(np.concatenate([transform, [[0, 0, 1]]]))[:2].astype(np.float32)
+
+
+def _chain(second: Array, first: Array) -> Array:
+    """(2, 3) transform that applies `first`, then `second`."""
+    row = np.array([[0, 0, 1]], np.float32)
+    both = np.concatenate([second, row]) @ np.concatenate([first, row])
+    return np.asarray(both[:2], np.float32)
+
+
+def _frame_points(transform: Array, size: int) -> Array:
+    """Where the canonical eyes and mouth of a crop lie in its frame, in pixels."""
+    return apply_transform(_inverse(transform), CANONICAL_POINTS * size)
+
+
 def _to_frame(transform: Array, points: Array, engine: Engine) -> Array:
     """Crop units -> pixels of the frame the transform was made for."""
-    inverse = np.linalg.inv(np.concatenate([transform, [[0, 0, 1]]]))[:2].astype(np.float32)
-    return apply_transform(inverse, points * engine.config.image_size)
+    return apply_transform(_inverse(transform), points * engine.config.image_size)

@@ -21,6 +21,7 @@ from models.face import (
     FaceModel,
     canonical_transform,
     crop_points,
+    euler,
     rotation,
 )
 from trainer.packs import Arrays, Pack
@@ -54,18 +55,6 @@ class Labelled:
     landmarks: NDArray[np.float32]
     code: NDArray[np.float32]
     shape: NDArray[np.float32]
-
-
-def euler(matrix: F64) -> F64:
-    """(..., 3, 3) -> (..., 3) yaw, pitch, roll; inverse of `models.face.rotation`."""
-    return np.stack(
-        [
-            np.arctan2(matrix[..., 0, 2], matrix[..., 2, 2]),
-            np.arcsin(np.clip(matrix[..., 1, 2], -1, 1)),
-            np.arctan2(matrix[..., 1, 0], matrix[..., 1, 1]),
-        ],
-        -1,
-    )
 
 
 def speech_coefficients(synth: Arrays) -> tuple[list[str], F64]:

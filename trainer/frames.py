@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.codes import DIMS, EXPRESSION_NAMES, FACTOR_SLICES
-from models.face import CANONICAL_ORIGIN, FaceModel, apply_transform, rotation, warp_crop
+from models.face import FaceModel, apply_transform, move_pose, warp_crop
 from trainer.cache import SIZE
-from trainer.face_fit import euler
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -92,13 +91,7 @@ def mirror_code(code: F32, lip_mirror: F32) -> F32:
 def move_code(code: F32, transform: F32) -> F32:
     """Motion code (58,) after a similarity (2, 3) of the crop, in crop units."""
     out = code.copy()
-    linear = transform[:, :2].astype(np.float64)
-    angle = -np.arctan2(linear[1, 0], linear[0, 0])
-    pose = code[_POSE].astype(np.float64)
-    turned = rotation(np.array([0, 0, angle])) @ rotation(pose)
-    origin = apply_transform(transform, CANONICAL_ORIGIN + code[_POSE][3:5]) - CANONICAL_ORIGIN
-    zoom = pose[5] + 0.5 * np.log(np.linalg.det(linear))
-    out[_POSE] = np.concatenate([euler(turned), origin, [zoom]])
+    out[_POSE] = move_pose(code[_POSE], transform)
     return out
 
 

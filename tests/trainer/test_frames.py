@@ -5,8 +5,7 @@ import pytest
 
 from models.checkpoint import open_checkpoint
 from models.codes import CODE_DIM, FACTOR_SLICES, MotionCode
-from models.face import apply_transform, rotation
-from trainer.face_fit import euler
+from models.face import apply_transform, euler, rotation
 from trainer.frames import degrade, mirror_code, move_code, pixel_transform, random_similarity
 
 pytestmark = pytest.mark.unit
