@@ -80,16 +80,16 @@ def test_the_motion_encoder_learns(cache: FrameCache) -> None:
     net = MotionEncoder(ModelConfig())
     net.mean_landmarks.copy_(torch.from_numpy(cache.landmarks.mean(0)))
     data = next(batches(motion_stage.sampler(cache, rows(cache), recipe), size=4, seed=0))
-    optimiser = torch.optim.Adam(net.parameters(), 1e-3)
+    optimiser = torch.optim.Adam(net.parameters(), 3e-4)
     weight = motion_stage.lip_weights(cache)
     history = []
-    for _ in range(5):
+    for _ in range(10):
         loss = sum(motion_stage.losses(net(to_unit(data["face"]) * 2 - 1), data, weight).values())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         history.append(float(loss.detach()))
-    assert history[-1] < 0.95 * history[0]
+    assert min(history[-3:]) < 0.95 * history[0]
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.ndim > 1
     )
