@@ -76,11 +76,17 @@ def _fill(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def compare(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Correlation at lag 0, best correlation and its lag, slope of a against b."""
+    """Correlation at lag 0, best correlation and its lag, slope of a against b, spread of b."""
     count = min(len(a), len(b))
     a, b = a[:count], b[:count]
     if a.std() < 1e-9 or b.std() < 1e-9:
-        return {"r": 0.0, "best_r": 0.0, "lag_frames": 0, "slope": 0.0}
+        return {
+            "r": 0.0,
+            "best_r": 0.0,
+            "lag_frames": 0,
+            "slope": 0.0,
+            "driver_std": float(b.std()),
+        }
     lags = {}
     for lag in range(-_MAX_LAG, _MAX_LAG + 1):
         x = a[max(lag, 0) : count + min(lag, 0)]
@@ -88,7 +94,13 @@ def compare(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> dict[str, float
         lags[lag] = float(np.corrcoef(x, y)[0, 1])
     best = max(lags, key=lambda k: lags[k])
     slope = float(np.polyfit(b, a, 1)[0])
-    return {"r": lags[0], "best_r": lags[best], "lag_frames": best, "slope": slope}
+    return {
+        "r": lags[0],
+        "best_r": lags[best],
+        "lag_frames": best,
+        "slope": slope,
+        "driver_std": float(b.std()),
+    }
 
 
 def main() -> None:
