@@ -15,6 +15,8 @@ class ModelConfig:
     `right_frames` is r of METHOD.md section 1: the audio window of video frame f is mel
     frames [4f - left_mel, 4f + 4 + 4r), so a frame can be drawn `lookahead_ms` after its
     start and never earlier. `left_mel` past mel frames cost no latency.
+    `expression_window` is the trailing mean of the expression code in frames; half of it is
+    how late a smile comes, so it is shorter than the paper's 13.
     """
 
     name: str = "live"
@@ -22,7 +24,7 @@ class ModelConfig:
     face_size: int = 128
     left_mel: int = 20
     right_frames: int = 1
-    expression_window: int = 13
+    expression_window: int = 7
     landmarks: int = 152
     flow_size: int = 64
 
