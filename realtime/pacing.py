@@ -27,6 +27,9 @@ PACKET_NS = 10_000_000
 MAX_PACKETS = 50
 MAX_LAG_NS = 120_000_000
 START_LAG_NS = 15_000_000
+#: The voice leaves this much before its picture: receivers need longer to play sound than to
+#: show a picture (Chromium about 30 ms), and do not correct differences as small as that.
+LEAD_NS = 15_000_000
 _LAG_STEP_NS = 250_000
 #: The first pictures set the lag at once; later ones only move it.
 _FIRST_PICTURES = 9
@@ -60,7 +63,7 @@ class AudioPacer:
         What is still waiting of earlier frames leaves no later than the start of this one,
         so a frame that came late cannot delay the following ones.
         """
-        first_ns = ready_ns + self.lag_ns
+        first_ns = ready_ns + max(0, self.lag_ns - LEAD_NS)
         while self._queue and self._queue[-1][0] > first_ns:
             # Pull the late ones forward, from the back until one is early enough.
             late = [self._queue.pop()]

@@ -13,7 +13,7 @@ import uvloop
 
 from models.config import ModelConfig
 from realtime.control import Control, FaceNotices, RateLimit
-from realtime.pacing import MAX_LAG_NS, AudioPacer, SkewMeter
+from realtime.pacing import LEAD_NS, MAX_LAG_NS, AudioPacer, SkewMeter
 from realtime.pipeline import Pipeline
 from realtime.protocol import Notice, Pong, ServerMessage, State
 from realtime.session import Subscription
@@ -49,7 +49,7 @@ def test_voice_leaves_at_the_pace_it_was_spoken() -> None:
     out = play(pacer, [k * 40.0 for k in range(10)], 500)
     assert [index for _, index in out] == list(range(0, 19200, 480))
     assert np.diff([at for at, _ in out]).tolist() == [10] * 39
-    assert out[0][0] * MS == pacer.lag_ns
+    assert out[0][0] * MS == pacer.lag_ns - LEAD_NS
 
 
 def test_one_late_frame_delays_nothing_after_it() -> None:
