@@ -3,8 +3,8 @@
 The pipeline hands out sound a video frame at a time, 40 ms at once; sent like that, every
 receiver's jitter buffer would grow by those 40 ms. So it leaves in 10 ms packets at the
 pace it was spoken, each later than its frame's due time by its place in the frame plus
-`lag_ns`: the time that pictures usually take, followed slowly. Picture and voice of one
-frame then leave together, and a picture that is late never holds the voice back.
+`lag_ns`, the time that pictures usually take, followed slowly, less `LEAD_NS`. Picture and
+voice of one frame then reach a person together, and a late picture never holds the voice back.
 
 No I/O: the session calls `pop` at `deadline_ns`. All times are of one monotonic clock.
 """
