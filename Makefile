@@ -20,7 +20,7 @@ TORCH_INDEX ?=
 TORCH = $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml | head -n 1)
 CODE := realtime kernels models trainer tests
 
-.PHONY: help serve test lint types format gpu soak generated speech clean
+.PHONY: help serve test lint types format gpu soak fuzz generated speech clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -52,6 +52,12 @@ gpu: $(VENV)/.dev ## tests that need an NVIDIA GPU
 
 soak: $(VENV)/.dev ## tests that run for many minutes
 	$(BIN)/python -m pytest -m soak --timeout=7200 $(PYTEST_ARGS)
+
+# Of every harness.
+SECONDS ?= 60
+fuzz: $(VENV)/.dev ## fuzz every parser of bytes from outside: make fuzz SECONDS=60
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
 
 speech: ## make tests/data/*.wav again (espeak-ng and flite)
 	bash tests/data/make_speech.sh tests/data

@@ -56,7 +56,10 @@ def _zeros(factor: Factor) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class MotionCode:
-    """One frame of motion. Arrays are float32 of shape (DIMS[factor],); treat them as read-only."""
+    """One frame of motion. Arrays are float32 of shape (DIMS[factor],); treat them as read-only.
+
+    Only the lip code may be longer: the `paper` configuration learns 500 dimensions.
+    """
 
     lip: Array = field(default_factory=lambda: _zeros("lip"))
     pose: Array = field(default_factory=lambda: _zeros("pose"))
@@ -66,7 +69,9 @@ class MotionCode:
     def __post_init__(self) -> None:
         for name in FACTORS:
             code = getattr(self, name)
-            if code.shape != (DIMS[name],) or code.dtype != np.float32:
+            # The learnt lip code of `paper` has another length than the named one.
+            shape = code.shape if name == "lip" and code.ndim == 1 else (DIMS[name],)
+            if code.shape != shape or code.dtype != np.float32:
                 raise ValueError(
                     f"{name} code must be float32 ({DIMS[name]},), got {code.dtype} {code.shape}"
                 )
@@ -86,15 +91,17 @@ class MotionCode:
 
     @staticmethod
     def split(vector: Array) -> MotionCode:
-        """Inverse of `concat`; copies."""
+        """Inverse of `concat`; copies. What pose, eye and expression leave is the lip code."""
         vector = np.asarray(vector, np.float32)
-        if vector.shape != (CODE_DIM,):
+        lip = vector.size - (CODE_DIM - DIMS["lip"])
+        if vector.ndim != 1 or lip < 1:
             raise ValueError(f"motion vector must have shape ({CODE_DIM},), got {vector.shape}")
         parts: dict[str, Array] = {}
         start = 0
         for factor in FACTORS:
-            parts[factor] = vector[start : start + DIMS[factor]].copy()
-            start += DIMS[factor]
+            end = start + (lip if factor == "lip" else DIMS[factor])
+            parts[factor] = vector[start:end].copy()
+            start = end
         return MotionCode(**parts)
 
 

@@ -52,6 +52,12 @@ def example_inputs(
     if name in ("motion", "appearance"):
         smooth = torch.nn.functional.interpolate(noise(1, 3, 24, 24), (size, size), mode="bicubic")
         return ((smooth * 2 - 1).clamp(-1, 1),)
+    if config.family == "paper":
+        return (
+            2 * noise(1, 512, size // 32, size // 32),
+            noise(1, 2048),
+            noise(1, config.code_dim) - 0.5,
+        )
     shape = torch.from_numpy(face.mean)[None] + 0.004 * noise(1, LANDMARKS, 3)
     codes = [0.3 * (noise(1, CODE_DIM) - 0.5) for _ in range(2)]
     smooth = torch.nn.functional.interpolate(noise(1, 3, 16, 16), (128, 128), mode="bicubic")

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from realtime.settings import EngineChoice, Settings
+from realtime.bench.command import bench_app
+from realtime.logs import LogFormat, configure
+from realtime.settings import EngineChoice, PrecisionChoice, RtcChoice, Settings
 
 COMMAND_GROUP = "visavis.commands"
 
@@ -24,12 +25,16 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="A portrait moved live by your microphone and webcam.",
 )  # fmt: skip
+app.add_typer(bench_app, name="bench")
 _err = Console(stderr=True)
 _log = logging.getLogger("visavis.cli")
 
 Engine = Annotated[EngineChoice, typer.Option(help="Which runtime draws.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Folder of the networks; the shipped one by default.")
+]
+Precision = Annotated[
+    PrecisionChoice, typer.Option(help="Numbers of the CPU engine; auto: INT8 where it is quick.")
 ]
 Threads = Annotated[int, typer.Option(help="Inference threads; 0: the engine chooses.", min=0)]
 
@@ -50,6 +55,7 @@ def serve(
     engine: Engine = "auto",
     checkpoint: Checkpoint = None,
     threads: Threads = 0,
+    precision: Precision = "auto",
     size: Annotated[int, typer.Option(help="Largest picture: 256, 384 or 512 pixels.")] = 512,
     max_sessions: Annotated[int, typer.Option(help="Conversations at a time.", min=1)] = 4,
     portraits: Annotated[
@@ -66,32 +72,60 @@ def serve(
     public_ip: Annotated[
         str | None, typer.Option(help="Address to announce instead of private ones (NAT 1:1).")
     ] = None,
+    udp_ports: Annotated[
+        str | None, typer.Option(help="FIRST-LAST: UDP ports for media, to open in a firewall.")
+    ] = None,
+    video_kbps: Annotated[
+        int, typer.Option(help="Most that a session's pictures may take; 0: by size.", min=0)
+    ] = 0,
+    playout_delay: Annotated[
+        str | None, typer.Option(help="MIN-MAX ms that viewers shall add; their choice else.")
+    ] = None,
+    rtc: Annotated[RtcChoice, typer.Option(hidden=True)] = "visavis",
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Answer only to this name; may be repeated.")
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; makes it https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False,
+    log_format: Annotated[LogFormat, typer.Option(help="Logs for people or machines.")] = "text",
+    processes: Annotated[
+        int, typer.Option(help="Server processes behind the one URL.", min=1, max=64)
+    ] = 1,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Another site whose pages may use this server; may be repeated."),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address whose X-Forwarded-For is believed; may be repeated."),
+    ] = None,
+    sessions_per_address: Annotated[
+        int, typer.Option(help="Conversations of one address; 0: no limit.", min=0)
+    ] = 0,
+    trace: Annotated[bool, typer.Option("--trace", help="Trace every session.")] = False,
+    stamp: Annotated[bool, typer.Option("--stamp", hidden=True)] = False,
 ) -> None:
     """Run the server and its page."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for noisy in ("aioice", "aiortc"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configure(log_format, verbose=verbose)
     for folder in (*(portraits or ()), *(clips or ())):
         if not folder.is_dir():
             raise fail(f"{folder} is not a folder.")
     try:
         settings = Settings(
             host=host, port=port, engine=engine, checkpoint=checkpoint, threads=threads,
+            precision=precision,
             max_size_px=size, max_sessions=max_sessions,
             portrait_dirs=tuple(portraits or ()), clip_dirs=tuple(clips or ()),
             idle_s=idle_minutes * 60,
             ice_servers=tuple(parse_ice_server(text) for text in ice_server or ()),
+            udp_ports=parse_span(udp_ports, "--udp-ports"), max_video_bps=video_kbps * 1000,
+            playout_delay_ms=parse_span(playout_delay, "--playout-delay"), rtc=rtc,
             public_ip=public_ip, allowed_hosts=tuple(allowed_host or ()),
             tls_certificate=tls_certificate, tls_key=tls_key,
+            processes=min(processes, max_sessions), allowed_origins=tuple(allowed_origin or ()),
+            trusted_proxies=tuple(trusted_proxy or ()),
+            max_sessions_per_address=sessions_per_address, trace=trace, stamp=stamp,
         )  # fmt: skip
     except ValueError as error:
         raise fail(str(error)) from None
@@ -101,6 +135,16 @@ def serve(
         run_server(settings)
     except ServeError as error:
         raise fail(str(error)) from None
+
+
+def parse_span(text: str | None, option: str) -> tuple[int, int] | None:
+    """`A-B` -> (A, B); one number is both. Raises ValueError."""
+    if text is None:
+        return None
+    low, _, high = text.partition("-")
+    if not low.isdecimal() or not (high or low).isdecimal():
+        raise ValueError(f"{option} takes FIRST-LAST, not {text!r}")
+    return int(low), int(high or low)
 
 
 def parse_ice_server(text: str) -> Any:
@@ -129,6 +173,7 @@ def render(
     engine: Engine = "auto",
     checkpoint: Checkpoint = None,
     threads: Threads = 0,
+    precision: Precision = "auto",
 ) -> None:
     """Make a video file with the live pipeline."""
     from models.checkpoint import CheckpointError
@@ -138,7 +183,7 @@ def render(
     options = RenderOptions(
         portrait=portrait, audio=audio, output=output, pose=pose, eyes=eyes,
         expression=expression, lip=lip, size=size, engine=engine, checkpoint=checkpoint,
-        threads=threads,
+        threads=threads, precision=precision,
     )  # fmt: skip
     try:
         report = render_with_progress(options)
@@ -148,78 +193,6 @@ def render(
         f"{output}: {report.frames} frames, {report.seconds:.1f} s, "
         f"{report.speed:.1f} times real time with {report.engine}"
     )
-
-
-# --- bench ----------------------------------------------------------------------------
-
-
-@app.command()
-def bench(
-    url: Annotated[
-        str | None, typer.Option(help="Server to measure; without it one is started.")
-    ] = None,
-    audio: Annotated[Path | None, typer.Option(help="Speech to say; WAV or anything.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Webcam video to show.")] = None,
-    seconds: Annotated[float, typer.Option(help="How long to speak.", min=2, max=3600)] = 10.0,
-    sessions: Annotated[int, typer.Option(help="Clients at a time.", min=1, max=64)] = 1,
-    portrait: Annotated[str | None, typer.Option(help="Portrait id; the first one else.")] = None,
-    size: Annotated[int, typer.Option(help="Picture size: 256, 384 or 512.")] = 512,
-    engine: Annotated[EngineChoice, typer.Option(help="Runtime of an own server.")] = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this file.")
-    ] = None,
-) -> None:
-    """Measure connection time, latency, steadiness and sync from a client's side."""
-    from realtime.bench import BenchError, BenchOptions, run_bench
-
-    options = BenchOptions(
-        url=url, audio=audio, video=video, seconds=seconds, sessions=sessions,
-        portrait=portrait, size=size, serve_args=("--engine", engine),
-    )  # fmt: skip
-    try:
-        result = run_bench(options)
-    except BenchError as error:
-        raise fail(str(error)) from None
-    if json_file is not None:
-        json_file.write_text(result.to_json() + "\n")
-    console = Console()
-    for number, session in enumerate(result.sessions, 1):
-        console.print(bench_table(f"session {number} of {len(result.sessions)}", session))
-    rss = [f"{mb:.0f} MB" if mb else "unknown" for mb in (result.rss_start_mb, result.rss_end_mb)]
-    console.print(f"Server memory {rss[0]} at the start, {rss[1]} at the end; {result.url}")
-    console.print(", ".join(f"{key} {value}" for key, value in result.machine.items()))
-
-
-def bench_table(title: str, session: Any) -> Table:
-    """One `realtime.bench.SessionResult` for a person."""
-    table = Table(title=title, title_justify="left")
-    for column in ("", "p50", "p95", "p99"):
-        table.add_column(column, justify="left" if not column else "right")
-
-    def percentiles(name: str, stage: Any) -> None:
-        if stage is not None:
-            table.add_row(name, *(f"{value:.1f} ms" for value in (stage.p50, stage.p95, stage.p99)))
-
-    table.add_row("connected after", f"{session.connect_ms:.0f} ms")
-    table.add_row("first picture after", f"{session.first_frame_ms:.0f} ms")
-    table.add_row("pictures", f"{session.frames}, {session.fps:.1f} fps")
-    percentiles("between pictures", session.interval_ms)
-    percentiles("said to seen", session.picture_ms)
-    percentiles("said to heard", session.voice_ms)
-    if session.av_skew_ms is not None:
-        table.add_row("picture later than voice", f"{session.av_skew_ms:.1f} ms")
-    server = session.server
-    if server is not None:
-        table.add_section()
-        percentiles("server adds", server.added_latency_ms)
-        table.add_row("algorithmic, besides", f"{server.algorithmic_latency_ms} ms")
-        for name, stage in server.stages.items():
-            percentiles(f"  {name}", stage)
-        table.add_row("late / held / dropped", f"{server.late} / {server.held} / {server.dropped}")
-        table.add_row("skew at the server", f"{server.av_skew_ms:.1f} ms")
-    for notice in session.notices:
-        table.add_row("notice", notice)
-    return table
 
 
 # --- doctor ---------------------------------------------------------------------------
@@ -260,7 +233,11 @@ def register_others() -> None:
             _log.warning("the command %s is not available: %s", entry.name, error)
 
 
-register_others()
+def main() -> None:
+    """Run the command line; other packages' commands are looked up now, not on import."""
+    register_others()
+    app()
+
 
 if __name__ == "__main__":
-    app()
+    main()

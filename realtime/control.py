@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
+from realtime.limits import RateLimit
 from realtime.pipeline import Pipeline, SourceError
 from realtime.protocol import (
     MAX_MESSAGE_BYTES,
@@ -14,6 +16,7 @@ from realtime.protocol import (
     Pause,
     Ping,
     Pong,
+    Quality,
     Recenter,
     ServerMessage,
     SetGain,
@@ -27,27 +30,8 @@ from realtime.sources import WebcamStatus
 
 MISSING_AFTER_S = 2.0
 FOUND_AFTER_S = 0.5
-
-
-class RateLimit:
-    """Token bucket. `clock` gives seconds."""
-
-    def __init__(self, per_s: float, burst: int, clock: Callable[[], float]) -> None:
-        self._per_s, self._burst, self._clock = per_s, burst, clock
-        self._tokens, self._at = float(burst), clock()
-        self.refused = 0
-        """How many in total were one too many."""
-
-    def allow(self) -> bool:
-        """Take one token if there is one."""
-        now = self._clock()
-        self._tokens = min(float(self._burst), self._tokens + (now - self._at) * self._per_s)
-        self._at = now
-        if self._tokens < 1.0:
-            self.refused += 1
-            return False
-        self._tokens -= 1.0
-        return True
+QUALITY_AFTER_S = 2.0
+REPORTS_PER_S, REPORT_BURST = 2.0, 4
 
 
 class Control:
@@ -64,6 +48,7 @@ class Control:
         self._clock = clock
         self._limits = limits
         self._rate = RateLimit(limits.messages_per_s, limits.message_burst, clock)
+        self._reports = RateLimit(REPORTS_PER_S, REPORT_BURST, clock)
         self._warned_at = float("-inf")
 
     @property
@@ -79,12 +64,14 @@ class Control:
             return [Notice("error", "message_too_long", "That message was too long.")]
         try:
             message = decode_client(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return [Notice("error", "message_unknown", f"That message was not understood: {error}")]
         if isinstance(message, Ping):
             return [Pong(message.t_ms)]
         if isinstance(message, ClientStats):
-            self.client_stats = message
+            # More often than the page sends them tells nothing: the excess is not kept.
+            if self._reports.allow():
+                self.client_stats = message
             return []
         self.acted_at = self._clock()
         try:
@@ -149,3 +136,36 @@ class FaceNotices:
             text = "No face is seen. Sit in front of the camera, in the light."
             return Notice("warning", "face_missing", text)
         return Notice("info", "face_found", "Your face is seen again.")
+
+
+class QualityNotices:
+    """`quality_reduced`, `picture_frozen` and `quality_restored`: each once, and not in a row."""
+
+    def __init__(self) -> None:
+        self._told: Literal["full", "reduced", "frozen"] = "full"
+        self._since: float | None = None
+
+    def update(self, quality: Quality, now: float) -> Notice | None:
+        """Take the present quality at `now` (seconds); returns a notice when it is due.
+
+        A state must last for two seconds before it is worth a sentence.
+        """
+        state: Literal["full", "reduced", "frozen"] = "full" if quality.level == 0 else "reduced"
+        if quality.fps == 0.0:
+            state = "frozen"
+        if state == self._told:
+            self._since = None
+            return None
+        if self._since is None:
+            self._since = now
+        if now - self._since < QUALITY_AFTER_S:
+            return None
+        self._told, self._since = state, None
+        why = "The network is slow" if quality.reason == "network" else "The server is busy"
+        if state == "frozen":
+            text = f"{why}: the picture stands still for a while. Your voice goes on."
+            return Notice("warning", "picture_frozen", text)
+        if state == "reduced":
+            text = f"{why}, so the picture is simpler for a while. Your voice is not affected."
+            return Notice("info", "quality_reduced", text)
+        return Notice("info", "quality_restored", "The picture is at full quality again.")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import platform
-import shutil
 import socket
 import sys
 import time
@@ -20,10 +18,10 @@ from typing import Literal
 import av
 
 from models.checkpoint import CheckpointError, open_checkpoint
-from models.codes import MotionCode
 from models.rates import FRAME_MS
 from models.runtime import load_engine
 from models.runtime.engine import EngineError
+from models.runtime.frames import FrameRequest, frame_renderer
 from realtime.rtc import AudioBlock, IceOptions, RtcPeer, local_addresses, problems
 from realtime.settings import Settings
 
@@ -96,16 +94,16 @@ def check_packages(settings: Settings) -> Iterator[Check]:
 
 
 def check_gpu(settings: Settings) -> Iterator[Check]:
-    """NVIDIA driver and what would use it."""
-    if shutil.which("nvidia-smi") is None:
-        yield Check("ok", "GPU", "no NVIDIA driver: the networks run on the CPU")
-        return
-    lacking = [m for m in ("tensorrt", "pycuda") if importlib.util.find_spec(m) is None]
-    if lacking:
-        detail = f"an NVIDIA driver is there, but not {' and '.join(lacking)}"
-        yield Check("warning", "GPU", detail, "pip install -e '.[gpu]'")
-    else:
-        yield Check("ok", "GPU", "an NVIDIA driver, TensorRT and PyCUDA are there")
+    """NVIDIA driver, card, TensorRT and built engines; one line where there is no driver."""
+    from models.runtime.gpu_report import gpu_facts
+
+    try:
+        checkpoint = open_checkpoint(settings.checkpoint, verify=False)
+    except CheckpointError:
+        # `check_checkpoint` says what is wrong with it.
+        checkpoint = None
+    for fact in gpu_facts(checkpoint):
+        yield Check(fact.verdict, fact.subject, fact.detail, fact.fix)
 
 
 def check_page(settings: Settings) -> Iterator[Check]:
@@ -185,7 +183,9 @@ def check_engine(settings: Settings) -> Iterator[Check]:
     """Load the engine and draw for a second."""
     try:
         start = time.perf_counter()
-        engine = load_engine(settings.engine, settings.checkpoint, settings.threads)
+        engine = load_engine(
+            settings.engine, settings.checkpoint, settings.threads, settings.precision
+        )
         load_s = time.perf_counter() - start
     except (EngineError, CheckpointError) as error:
         yield Check("problem", "Engine", str(error), "visavis doctor --engine openvino")
@@ -195,10 +195,13 @@ def check_engine(settings: Settings) -> Iterator[Check]:
     size = engine.config.image_size
     picture = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
     appearance = engine.appearance(picture)
+    renderer = frame_renderer(engine)
+    large = np.ascontiguousarray(picture.repeat(2, 0).repeat(2, 1))
+    request = FrameRequest(appearance, large, appearance.code)
     took = []
     for _ in range(20):
         start = time.perf_counter()
-        engine.draw(appearance, MotionCode())
+        renderer.render([request])
         took.append((time.perf_counter() - start) * 1000)
     p50, p95 = np.percentile(took, (50, 95))
     slow = p95 > FRAME_MS

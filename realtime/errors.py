@@ -5,6 +5,8 @@
     ├── UnauthorizedError    401 no token
     ├── ForbiddenError       403 wrong token, foreign origin
     ├── NotFoundError        404 no such session, portrait or page
+    ├── SlowError            408 body did not come in time
+    ├── ConflictError        409 the same is already under way
     ├── TooLargeError        413 body over its limit
     ├── UnusableError        422 picture cannot be decoded, no face, ...
     ├── TooManyError         429 one address asks for too much
@@ -26,6 +28,8 @@ from starlette.responses import Response
 
 from realtime.protocol import Problem
 
+#: Answers to what no page of ours sends: each counts and is told in the log. Codes are ours.
+ABUSE = frozenset({400, 401, 403, 408, 413})
 PROBLEM_TYPE = "application/problem+json"
 _log = logging.getLogger("visavis.server")
 
@@ -79,6 +83,20 @@ class NotFoundError(ProblemError):
 
     status = 404
     title = "Not found"
+
+
+class SlowError(ProblemError):
+    """408."""
+
+    status = 408
+    title = "Too slow"
+
+
+class ConflictError(ProblemError):
+    """409."""
+
+    status = 409
+    title = "Already under way"
 
 
 class TooLargeError(ProblemError):
@@ -144,6 +162,8 @@ def problem_response(
 async def on_problem(request: Request, error: Exception) -> Response:
     """Starlette handler of `ProblemError`."""
     assert isinstance(error, ProblemError)
+    if error.status in ABUSE and (watchman := getattr(request.app.state, "watchman", None)):
+        watchman.refuse(error.code, f"{request.method} answered with {error.status}")
     return problem_response(
         error.status, error.title, code=error.code, detail=error.detail, headers=error.headers
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,25 +18,29 @@ from numpy.typing import NDArray
 
 from models.codes import Factor
 from models.composite import compose
-from models.portrait import decode_image, prepare_portrait
+from models.portrait import Portrait, decode_image, prepare_portrait
 from models.runtime.engine import Engine
 from models.tracking import FaceTracker
+from realtime.admission import Demand, Verdict, admit, headroom
 from realtime.errors import (
     BadRequestError,
     BrokenError,
+    ConflictError,
     ForbiddenError,
     NotFoundError,
     TooManyError,
     UnauthorizedError,
     UnavailableError,
 )
+from realtime.limits import address_key
+from realtime.loop_watch import LoopWatch
 from realtime.metrics import Metrics
 from realtime.pipeline import SourceError
 from realtime.portraits import PortraitStore, Prepare
 from realtime.protocol import SessionAnswer, SessionRequest, SourceKind
 from realtime.rtc import BadDescriptionError, IceOptions, PeerOptions, ceiling_bps
 from realtime.session import Session, SessionSpec
-from realtime.settings import Settings
+from realtime.settings import LIMITS, Settings
 from realtime.sources import Clip, ClipError, load_clip
 from realtime.worker import Compose, RenderWorker, Tracker
 
@@ -45,8 +48,8 @@ _log = logging.getLogger("visavis.server")
 
 RETRY_FULL_S = 5
 RETRY_LOADING_S = 3
-LAG_EVERY_S = 0.1
-LAG_ALARM_S = 0.050
+#: What `realtime.admission` calls scarce, in words.
+SCARCE = {"render": "time to draw", "encode": "time to encode", "loop": "time to send"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Parts:
     make_tracker: Callable[[Engine], Tracker] = FaceTracker
     decode: Callable[[bytes], NDArray[np.uint8]] = decode_image
     prepare: Prepare = prepare_portrait
+    admit: Callable[[Demand], Verdict] = admit
 
 
 class Hub:
@@ -85,12 +89,16 @@ class Hub:
             max_uploads=settings.max_uploads,
             decode=parts.decode,
             prepare=parts.prepare,
+            prefix=settings.session_prefix,
         )
         self._clips = _load_clips(settings.clip_dirs)
         self._sessions: dict[str, Session] = {}
+        self._judge = parts.admit
         self._opening: dict[str, int] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._loop_watch = LoopWatch(self.metrics, quiet=lambda: self.engine is None)
+        self._restarts_told = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -105,7 +113,7 @@ class Hub:
         self._worker.start()
         self._tasks = [
             asyncio.create_task(self._wait_for_engine(), name="engine"),
-            asyncio.create_task(self._watch_lag(), name="loop-lag"),
+            asyncio.create_task(self._loop_watch.run(), name="loop-watch"),
         ]
 
     async def stop(self) -> None:
@@ -113,7 +121,7 @@ class Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        closing = [session.close("server stops") for session in self._sessions.values()]
+        closing = [session.close("server stops") for session in list(self._sessions.values())]
         await asyncio.gather(*closing, *self._closing, return_exceptions=True)
         await self.portraits.close()
         await asyncio.to_thread(self._worker.stop)
@@ -139,22 +147,6 @@ class Hub:
         if self.settings.prepare_portraits:
             await self.portraits.prepare_bundled(self._idle)
 
-    async def _watch_lag(self) -> None:
-        """Measure how late the loop wakes: what must never block it shows up here.
-
-        Loading the engine holds the interpreter for long stretches; that is not told.
-        """
-        told_at = 0.0
-        while True:
-            start = time.monotonic()
-            await asyncio.sleep(LAG_EVERY_S)
-            now = time.monotonic()
-            lag = now - start - LAG_EVERY_S
-            self.metrics.loop_lag.observe(max(0.0, lag))
-            if lag > LAG_ALARM_S and self.engine is not None and now - told_at > 10.0:
-                told_at = now
-                _log.warning("the event loop was blocked for %.0f ms", lag * 1000)
-
     # --- sessions ---------------------------------------------------------------------
 
     @property
@@ -166,13 +158,17 @@ class Hub:
 
     @property
     def session_count(self) -> int:
-        """Sessions open or being opened."""
-        return len(self._sessions) + sum(self._opening.values())
+        """Sessions open or being opened; those that wait for a vanished peer hold no place."""
+        live = sum(not session.parked for session in self._sessions.values())
+        return live + sum(self._opening.values())
 
     def require_engine(self) -> Engine:
         """Return the engine. Raises UnavailableError (loading), BrokenError (it cannot run)."""
-        if self.engine is not None:
+        if self.engine is not None and self._worker.running:
             return self.engine
+        if self.engine is not None:
+            text = f"The engine is being started again: {self._worker.failure or 'it was lost'}."
+            raise UnavailableError("not-ready", text, retry_after_s=RETRY_LOADING_S)
         if self.engine_error:
             raise BrokenError("engine-unusable", self.engine_error)
         text = "The engine is still being loaded."
@@ -180,39 +176,73 @@ class Hub:
 
     async def open_session(self, request: SessionRequest, address: str) -> SessionAnswer:
         """Make a session and answer its offer. Raises ProblemError kinds (400, 404, 429, 503)."""
+        address = address_key(address)
         engine = self._admit(address)
         self._opening[address] = self._opening.get(address, 0) + 1
         session: Session | None = None
         try:
             portrait = await self.portraits.get(request.portrait)
-            size = min(request.size, self.settings.max_size_px)
-            spec = SessionSpec(
-                portrait=portrait,
-                size=size,
-                config=engine.config,
-                engine=engine.name,
-                engine_reason=self.engine_reason,
-                sources=_sources(request),
-                clips=self._clips,
-                idle_s=self.settings.idle_s,
-                address=address,
-                peer=self._peer_options(size),
-            )
+            spec = self._spec(request, portrait, engine, address)
             session = Session(
-                spec, self._worker, self._encode_pool, self.metrics, on_end=self._on_end
-            )
+                spec, self._worker, self._encode_pool, self.metrics,
+                on_end=self._on_end, on_park=self._on_park,
+            )  # fmt: skip
             answer = await session.start(request.sdp)
         except (SourceError, BadDescriptionError) as error:
             if session is not None:
                 await session.close("refused")
             code = "sdp-unusable" if isinstance(error, BadDescriptionError) else "source-unusable"
             raise BadRequestError(code, str(error)) from error
+        except BaseException:
+            if session is not None:
+                await session.close("refused")
+            raise
         finally:
             self._leave(address)
         self._sessions[session.id] = session
-        self._idle.clear()
-        self.metrics.sessions.set(len(self._sessions))
+        self._note_sessions()
         return SessionAnswer(answer, "answer", session.id, session.token)
+
+    async def resume_session(self, id: str, token: str | None, offer: str) -> SessionAnswer:
+        """Give a session a new peer. Raises ProblemError kinds (400, 401, 403, 404, 409, 503).
+
+        A session whose peer vanished gave its place up; if others took it meanwhile, this is a
+        503 like any other, and the session goes on waiting until its time is over.
+        """
+        session = self.session(id, token)
+        if session.resuming:
+            raise ConflictError("resuming", "This session is being resumed already.")
+        if session.parked:
+            self._admit_place()
+        try:
+            answer = await session.resume(offer)
+        except BadDescriptionError as error:
+            raise BadRequestError("sdp-unusable", str(error)) from error
+        self.metrics.resumed.inc()
+        self._note_sessions()
+        return SessionAnswer(answer, "answer", session.id, session.token)
+
+    def _spec(
+        self, request: SessionRequest, portrait: Portrait, engine: Engine, address: str
+    ) -> SessionSpec:
+        settings = self.settings
+        size = min(request.size, settings.max_size_px)
+        return SessionSpec(
+            portrait=portrait,
+            size=size,
+            config=engine.config,
+            engine=engine.name,
+            engine_reason=self.engine_reason,
+            sources=_sources(request),
+            clips=self._clips,
+            idle_s=settings.idle_s,
+            resume_s=settings.resume_s,
+            address=address,
+            peer=self._peer_options(size),
+            prefix=settings.session_prefix,
+            stamp=settings.stamp,
+            trace=settings.trace,
+        )
 
     def session(self, id: str, token: str | None) -> Session:
         """Find a session and check its token. Raises NotFound, Unauthorized, ForbiddenError."""
@@ -229,20 +259,54 @@ class Hub:
         if self.engine is None:
             self.metrics.refused.labels("not_ready").inc()
         engine = self.require_engine()
-        places = self.settings.max_sessions
-        if self.session_count >= places:
-            self.metrics.refused.labels("full").inc()
-            text = "The only place is taken." if places == 1 else f"All {places} places are taken."
-            raise UnavailableError(
-                "full", text, retry_after_s=RETRY_FULL_S, title="The server is full"
-            )
-        mine = sum(s.spec.address == address for s in self._sessions.values())
+        self._admit_place()
+        mine = sum(s.spec.address == address for s in self._sessions.values() if not s.parked)
         mine += self._opening.get(address, 0)
         if 0 < self.settings.max_sessions_per_address <= mine:
             self.metrics.refused.labels("address").inc()
             text = "This address has as many sessions as one may have."
             raise TooManyError("too-many-sessions", text, retry_after_s=RETRY_FULL_S)
         return engine
+
+    def _admit_place(self) -> None:
+        """Raise UnavailableError when one more session does not fit."""
+        places = self.settings.max_sessions
+        if self.session_count >= places:
+            text = "The only place is taken." if places == 1 else f"All {places} places are taken."
+        else:
+            verdict = self._judge(self.demand())
+            if verdict.admitted:
+                return
+            text = f"Those who are here need all of the server's {SCARCE[verdict.scarce]}."
+        self.metrics.refused.labels("full").inc()
+        raise UnavailableError("full", text, retry_after_s=RETRY_FULL_S, title="The server is full")
+
+    def demand(self) -> Demand:
+        """What the present sessions cost together, as measured."""
+        live = [session for session in self._sessions.values() if not session.parked]
+        encode = [s.tally.encode_ns for s in live if s.tally.encode_ns]
+        return Demand(
+            sessions=self.session_count,
+            webcams=sum(session.webcam_used for session in live),
+            worker=self._worker.measure(),
+            encode_ns=sum(encode) / len(encode) if encode else 0.0,
+            encode_threads=self.settings.encode_threads,
+            loop_busy=self._loop_watch.busy,
+        )
+
+    def publish(self) -> None:
+        """Bring the gauges up to date; called before they are read."""
+        demand, load = self.demand(), self._worker.measure()
+        m = self.metrics
+        m.worker_busy.set(load.busy)
+        m.worker_headroom.set(headroom(demand))
+        m.frame_cost.labels("mean").set(load.frame_ns / 1e9)
+        m.frame_cost.labels("p95").set(load.frame_p95_ns / 1e9)
+        m.worker_restarts.inc(load.restarts - self._restarts_told)
+        self._restarts_told = load.restarts
+        live = [session.level for session in self._sessions.values() if not session.parked]
+        m.quality_level.set(max(live, default=0))
+        self._note_sessions()
 
     def _leave(self, address: str) -> None:
         self._opening[address] -= 1
@@ -252,9 +316,15 @@ class Hub:
     def _peer_options(self, size: int) -> PeerOptions:
         settings = self.settings
         return PeerOptions(
-            ice=IceOptions(servers=settings.ice_servers, loopback=settings.loopback),
+            ice=IceOptions(
+                servers=settings.ice_servers,
+                loopback=settings.loopback,
+                udp_ports=settings.udp_ports,
+            ),
             public_ip=settings.public_ip,
-            video_bps=ceiling_bps(size),
+            video_bps=min(ceiling_bps(size), settings.max_video_bps or ceiling_bps(size)),
+            playout_delay_ms=settings.playout_delay_ms,
+            stock=settings.rtc == "stock",
             connect_s=settings.connect_s,
             watchdog_s=settings.watchdog_s,
         )
@@ -262,10 +332,27 @@ class Hub:
     def _on_end(self, session: Session, reason: str) -> None:
         if self._sessions.pop(session.id, None) is not None:
             self.metrics.sessions_total.labels(reason.replace(" ", "_")).inc()
-        self.metrics.sessions.set(len(self._sessions))
-        if not self._sessions:
+        self._note_sessions()
+        _log.info("session ended", extra={"session": session.id, "reason": reason})
+
+    def _on_park(self, session: Session) -> None:
+        """A peer vanished. Those who wait longest end when too many wait."""
+        parked = [s for s in self._sessions.values() if s.parked]
+        for oldest in parked[: max(0, len(parked) - LIMITS.parked)]:
+            task = asyncio.create_task(oldest.close("too many wait"), name="session-close")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self._note_sessions()
+
+    def _note_sessions(self) -> None:
+        parked = sum(session.parked for session in self._sessions.values())
+        live = len(self._sessions) - parked
+        self.metrics.sessions.set(live)
+        self.metrics.parked.set(parked)
+        if live:
+            self._idle.clear()
+        else:
             self._idle.set()
-        _log.info("session ended: %s", reason)
 
 
 def _sources(request: SessionRequest) -> Mapping[Factor, tuple[SourceKind, str | None]]:

@@ -57,6 +57,46 @@ class Metrics:
         self.messages = Counter(
             "visavis_control_messages", "Control messages by result.", ["result"], registry=r
         )
+        self.parked = Gauge(
+            "visavis_sessions_parked", "Sessions that wait for their vanished peer.", registry=r
+        )
+        self.resumed = Counter(
+            "visavis_sessions_resumed", "Sessions that got a new peer.", registry=r
+        )
+        self.quality_level = Gauge(
+            "visavis_quality_level", "Highest rung of degradation of any session, 0: full.",
+            registry=r,
+        )  # fmt: skip
+        self.quality_changes = Counter(
+            "visavis_quality_changes", "Steps on the ladder of quality, by what caused them.",
+            ["reason"], registry=r,
+        )  # fmt: skip
+        self.worker_busy = Gauge(
+            "visavis_worker_busy_ratio", "Share of the render worker's time in use.", registry=r
+        )
+        self.worker_headroom = Gauge(
+            "visavis_headroom_ratio", "Share of the scarcest budget that is free.", registry=r
+        )
+        self.frame_cost = Gauge(
+            "visavis_frame_cost_seconds", "Cost of one drawn frame, mean and 95th percentile.",
+            ["figure"], registry=r,
+        )  # fmt: skip
+        self.worker_restarts = Counter(
+            "visavis_worker_restarts", "Render threads that were replaced.", registry=r
+        )
+        self.loop_busy = Gauge(
+            "visavis_loop_busy_ratio", "Share of its time that the event loop computes.", registry=r
+        )
+        self.abuse = Counter(
+            "visavis_abuse", "Refused bytes from outside, by what was wrong.", ["kind"], registry=r
+        )
+        self.received = Histogram(
+            "visavis_receiver_seconds", "What receivers report once a second, by figure.",
+            ["figure"], buckets=LATENCY_BUCKETS_S, registry=r,
+        )  # fmt: skip
+        self.receiver_freezes = Counter(
+            "visavis_receiver_freezes", "Times a receiver's picture stood still.", registry=r
+        )
         self.portraits = Gauge("visavis_portraits_uploaded", "Uploads in memory.", registry=r)
         self.loop_lag = Histogram(
             "visavis_loop_lag_seconds", "How late the event loop wakes a timer.",

@@ -77,7 +77,10 @@ class PortraitStore:
         max_uploads: int,
         decode: Callable[[bytes], Pixels],
         prepare: Prepare,
+        prefix: str = "",
     ) -> None:
+        """`prefix` begins the ids of uploads: the process that holds them (`realtime.cluster`)."""
+        self._prefix = prefix
         self._worker = worker
         self._decode = decode
         self._prepare = prepare
@@ -101,7 +104,7 @@ class PortraitStore:
     async def add(self, data: bytes, name: str, owner: str) -> PortraitInfo:
         """Enrol an upload. Raises UnusableError (422), UnavailableError (503)."""
         image = await self._decoded(data)
-        id = f"u-{secrets.token_hex(16)}"
+        id = f"u-{self._prefix}{secrets.token_hex(16)}"
         info = PortraitInfo(id, name, "uploaded", f"/api/portraits/{id}/thumbnail")
         portrait = await self._call(
             lambda engine: self._prepare(image, engine, id=info.id, name=name)

@@ -24,6 +24,8 @@ SourceKind = Literal["mic", "webcam", "preset", "slider", "idle", "clip"]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[\w .-]+$")]
 FadeMs = Annotated[int, msgspec.Meta(ge=0, le=5000)]
 Gain = Annotated[float, msgspec.Meta(ge=0.0, le=2.0)]
+ReceiverMs = Annotated[float, msgspec.Meta(ge=0, le=60_000)]
+ReceiverCount = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 SliderValue = Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)]
 
 
@@ -74,14 +76,25 @@ class Ping(Message, tag="ping", frozen=True):
 
 
 class ClientStats(Message, tag="client_stats", frozen=True):
-    """What the receiver measured: getStats and requestVideoFrameCallback, about once a second."""
+    """What the receiver measured: getStats and requestVideoFrameCallback, about once a second.
+
+    `present_ms` is from a frame's last packet until it is shown, `glass_ms` from its capture
+    by the sender's reports until it is shown, both 95th percentiles; 0 where unknown.
+    """
 
     fps: Annotated[float, msgspec.Meta(ge=0, le=1000)]
-    jitter_buffer_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
-    rtt_ms: Annotated[float, msgspec.Meta(ge=0, le=60_000)] = 0.0
+    jitter_buffer_ms: ReceiverMs = 0.0
+    voice_buffer_ms: ReceiverMs = 0.0
+    decode_ms: ReceiverMs = 0.0
+    present_ms: ReceiverMs = 0.0
+    glass_ms: ReceiverMs = 0.0
+    rtt_ms: ReceiverMs = 0.0
+    jitter_ms: ReceiverMs = 0.0
     av_skew_ms: Annotated[float, msgspec.Meta(ge=-60_000, le=60_000)] = 0.0
-    freezes: Annotated[int, msgspec.Meta(ge=0)] = 0
-    frames_dropped: Annotated[int, msgspec.Meta(ge=0)] = 0
+    freezes: ReceiverCount = 0
+    freeze_ms: Annotated[float, msgspec.Meta(ge=0, le=86_400_000)] = 0.0
+    frames_dropped: ReceiverCount = 0
+    packets_lost: ReceiverCount = 0
 
 
 ClientMessage = SetSource | SetGain | SetSlider | Pause | Recenter | Ping | ClientStats
@@ -142,6 +155,17 @@ class StageMs(msgspec.Struct, frozen=True):
     p99: float
 
 
+class Quality(msgspec.Struct, frozen=True):
+    """How much picture the session gets now; `reason` says what does not allow for more."""
+
+    level: int = 0
+    """0 is full quality, every step costs less."""
+    name: str = "full"
+    fps: float = 25.0
+    size: int = 512
+    reason: Literal["none", "machine", "network"] = "none"
+
+
 class Stats(Message, tag="stats", frozen=True):
     """Once a second. Added latency: mic packet in to avatar packet out, no algorithmic part."""
 
@@ -155,6 +179,7 @@ class Stats(Message, tag="stats", frozen=True):
     dropped: int
     stages: dict[str, StageMs]
     webcam: Literal["off", "searching", "tracking"]
+    quality: Quality = Quality()
 
 
 class Notice(Message, tag="notice", frozen=True):
@@ -194,8 +219,15 @@ class SessionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: Literal[256, 384, 512] = 512
 
 
+class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST /api/sessions/{id}/resume`: a new peer for a session that lost its own."""
+
+    sdp: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SDP_BYTES)]
+    type: Literal["offer"]
+
+
 class SessionAnswer(msgspec.Struct, frozen=True):
-    """Answer of `POST /api/sessions`; `token` authorises everything else on this session."""
+    """Answer of `POST /api/sessions` and of a resume; `token` authorises everything else."""
 
     sdp: str
     type: Literal["answer"]
@@ -245,7 +277,7 @@ _UNIONS: dict[str, tuple[type[msgspec.Struct], ...]] = {
     "ServerMessage": get_args(ServerMessage),
 }
 _PLAIN: tuple[type[msgspec.Struct], ...] = (
-    SourceChoice, SessionRequest, SessionAnswer, Candidate, PortraitInfo, Problem,
+    SourceChoice, SessionRequest, ResumeRequest, SessionAnswer, Candidate, PortraitInfo, Problem,
 )  # fmt: skip
 
 
@@ -265,7 +297,7 @@ def typescript() -> str:
     structs: dict[str, inspect.StructType] = {}
     for cls in (*_UNIONS["ClientMessage"], *_UNIONS["ServerMessage"], *_PLAIN):
         _collect(inspect.type_info(cls), structs)
-    sent: list[type[msgspec.Struct]] = [SourceChoice, SessionRequest, Candidate]
+    sent: list[type[msgspec.Struct]] = [SourceChoice, SessionRequest, ResumeRequest, Candidate]
     sent += _UNIONS["ClientMessage"]
     for name, struct in structs.items():
         parts.append(_interface(name, struct, literals, optional=struct.cls in sent))

@@ -28,7 +28,7 @@ from models.codes import Factor
 from models.composite import compose
 from models.portrait import Portrait, PortraitError, decode_image, prepare_portrait
 from models.rates import FPS, FRAME_SAMPLES_48K, FRAME_TICKS_90K, VIDEO_CLOCK_HZ, WIRE_RATE_HZ
-from models.runtime import EngineName, load_engine
+from models.runtime import EngineName, Precision, load_engine
 from models.runtime.engine import Drawing, Engine
 from models.tracking import FaceTracker
 from realtime.pipeline import Pipeline, SourceError, Tick
@@ -78,6 +78,7 @@ class RenderOptions:
     engine: EngineName = "auto"
     checkpoint: Path | None = None
     threads: int = 0
+    precision: Precision = "auto"
     seed: int = 0
     portrait_dirs: tuple[Path, ...] = (PORTRAIT_DIR,)
 
@@ -105,7 +106,7 @@ class RenderReport:
 class RenderParts:
     """What `render_file` is made of; tests put fakes here."""
 
-    load: Callable[[EngineName, Path | None, int], Engine] = load_engine
+    load: Callable[[EngineName, Path | None, int, Precision], Engine] = load_engine
     make_tracker: Callable[[Engine], Tracker] = FaceTracker
     prepare: Callable[..., Portrait] = prepare_portrait
     compose: Callable[[Drawing, Pixels, int], Pixels] = compose
@@ -127,7 +128,9 @@ def render_file(
     picture, name = _find_portrait(options.portrait, options.portrait_dirs)
     with AudioFile(options.audio) as audio:
         on_progress("loading the networks", 0, None)
-        engine = parts.load(options.engine, options.checkpoint, options.threads)
+        engine = parts.load(
+            options.engine, options.checkpoint, options.threads, options.precision
+        )
         portrait = _prepare(picture, name, engine, parts)
         clips = _read_drivers(options, engine, parts, audio.frames, on_progress)
         pipeline = _make_pipeline(options, portrait, engine, clips)

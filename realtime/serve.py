@@ -13,7 +13,10 @@ from starlette.applications import Starlette
 
 from models.runtime import load_engine
 from models.runtime.engine import Engine
+from realtime.children import MakeApp, serve_app
+from realtime.cluster import Cluster, create_front
 from realtime.hub import Hub
+from realtime.listening import server_config
 from realtime.server import create_app
 from realtime.settings import Settings
 
@@ -47,7 +50,7 @@ class AnnouncingServer(uvicorn.Server):
             await asyncio.gather(self._waiting, return_exceptions=True)
         await super().shutdown(sockets)
 
-    async def _wait(self, hub: Hub) -> None:
+    async def _wait(self, hub: Hub | Cluster) -> None:
         assert hub.ready is not None
         try:
             await hub.ready
@@ -58,10 +61,16 @@ class AnnouncingServer(uvicorn.Server):
             self._announce()
 
 
-def run_server(settings: Settings, *, engine_factory: Callable[[], Engine] | None = None) -> None:
+def run_server(
+    settings: Settings,
+    *,
+    engine_factory: Callable[[], Engine] | None = None,
+    make_app: MakeApp = serve_app,
+) -> None:
     """Serve until interrupted (blocks). Raises ServeError.
 
-    Prints `Visavis is ready: URL` once, after warm-up. `engine_factory` is for tests.
+    Prints `Visavis is ready: URL` once, after warm-up. `engine_factory`, and `make_app` of several
+    processes, are for tests.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -73,16 +82,15 @@ def run_server(settings: Settings, *, engine_factory: Callable[[], Engine] | Non
     settings = dataclasses.replace(settings, port=listener.getsockname()[1])
 
     def load() -> Engine:
-        return load_engine(settings.engine, settings.checkpoint, settings.threads)
+        return load_engine(
+            settings.engine, settings.checkpoint, settings.threads, settings.precision
+        )
 
-    app = create_app(settings, engine_factory=engine_factory or load)
-    config = uvicorn.Config(
-        app, loop="auto", ws="websockets-sansio", lifespan="on", log_config=None,
-        access_log=False, server_header=False, ws_max_size=65_536, timeout_keep_alive=15,
-        timeout_graceful_shutdown=5, limit_concurrency=256,
-        ssl_certfile=settings.tls_certificate, ssl_keyfile=settings.tls_key,
-    )  # fmt: skip
-    server = AnnouncingServer(config, app, lambda: announce(settings))
+    if settings.processes > 1:
+        app = create_front(settings, make_app)
+    else:
+        app = create_app(settings, engine_factory=engine_factory or load)
+    server = AnnouncingServer(server_config(app, settings), app, lambda: announce(settings))
     with listener:
         try:
             server.run(sockets=[listener])

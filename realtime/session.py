@@ -1,9 +1,15 @@
-"""One conversation: a peer, a pipeline and a mailbox at the render worker.
+"""One conversation: who drives what, what the person is told, and a peer while there is one.
 
-    mic packet -> RtcPeer -> Pipeline -> Tick -> Mailbox (worker thread) -> RtcPeer -> picture
-                                          └───── AudioPacer ────────────-> RtcPeer -> voice
+The way of sound and pictures is `realtime.link`'s. A session outlives its peer: one that vanished
+(no packets, a closed connection, a network that changed) leaves it *parked* for `resume_s`, in
+which `resume` with a new offer brings the same portrait, codes, sources and clock back. A parked
+session holds no place, no worker and no connection.
 
-Everything but the four `Sink` methods of `_Bridge` runs on the event loop.
+    opening ──peer──> live ──peer vanished──> parked ──resume──> live
+                       │                        └──resume_s──> ended
+                       └──asked to end, idle, flood──> ended
+
+Everything here runs on the event loop.
 """
 
 from __future__ import annotations
@@ -13,116 +19,39 @@ import hmac
 import logging
 import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 
-import av
-import numpy as np
-
-from models.codes import Factor
-from models.config import ModelConfig
-from models.portrait import Portrait
-from models.rates import FPS, FRAME_SAMPLES_48K
-from realtime.control import Control, FaceNotices
+from realtime.adapt import Adaptation
+from realtime.control import Control, FaceNotices, QualityNotices
+from realtime.link import Link, LinkParts
 from realtime.metrics import Metrics
-from realtime.pacing import AudioPacer, SkewMeter
-from realtime.pipeline import ALLOWED_SOURCES, Pipeline, Tick
-from realtime.presets import preset_names
+from realtime.pipeline import Pipeline
 from realtime.protocol import (
-    PROTOCOL_VERSION,
-    Hello,
     Notice,
     ServerMessage,
-    SourceKind,
     Stats,
     encode,
 )
-from realtime.rtc import AudioBlock, PeerOptions, RtcPeer
-from realtime.settings import LIMITS
-from realtime.sources import Clip, slider_list
-from realtime.stages import Percentiles, StageRecorder
-from realtime.worker import (
-    HeldFrame,
-    MotionResult,
-    RenderedFrame,
-    RenderWorker,
+from realtime.receiver import ReceiverLog
+from realtime.rtc import (
+    BadDescriptionError,
+    PeerStats,
 )
+from realtime.settings import LIMITS
+from realtime.spec import SessionSpec, hello
+from realtime.subscription import Subscription
+from realtime.tally import Tally
+from realtime.trace import Trace
+from realtime.worker import RenderWorker
+
+__all__ = ["Session", "SessionSpec", "Subscription"]
 
 _log = logging.getLogger("visavis.session")
 
 HOUSEKEEPING_S = 0.25
 STATS_EVERY = 4
-#: Peak level under which the microphone counts as silent, of 32767 (about -36 dB).
-_QUIET = 500
 _ERROR_NOTICE_S = 5.0
-_MAX_INFLIGHT = 64
-_TIMER_SLACK_NS = 500_000
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSpec:
-    """What one session is."""
-
-    portrait: Portrait
-    size: int
-    config: ModelConfig
-    engine: str
-    engine_reason: str
-    sources: Mapping[Factor, tuple[SourceKind, str | None]] = field(default_factory=dict)
-    clips: Mapping[str, Clip] = field(default_factory=dict)
-    idle_s: float = 0.0
-    address: str = ""
-    peer: PeerOptions = field(default_factory=PeerOptions)
-
-
-class Subscription:
-    """Server messages for one WebSocket; the oldest make room when it does not keep up."""
-
-    def __init__(self) -> None:
-        self._queue: deque[bytes] = deque(maxlen=LIMITS.event_queue)
-        self._ready = asyncio.Event()
-        self._closed = False
-
-    def put(self, data: bytes) -> None:
-        """Add one message."""
-        self._queue.append(data)
-        self._ready.set()
-
-    def close(self) -> None:
-        """The session has ended; `next` gives what is left, then None."""
-        self._closed = True
-        self._ready.set()
-
-    async def next(self) -> bytes | None:
-        """Return the next message, None after the end."""
-        while not self._queue:
-            if self._closed:
-                return None
-            self._ready.clear()
-            await self._ready.wait()
-        return self._queue.popleft()
-
-
-class _Bridge:
-    """The worker's side: hops to the session's loop. Worker thread only."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
-        self._loop = loop
-        self._session = session
-
-    def on_frame(self, frame: RenderedFrame) -> None:
-        self._loop.call_soon_threadsafe(self._session._on_frame, frame)
-
-    def on_held(self, frame: HeldFrame) -> None:
-        self._loop.call_soon_threadsafe(self._session._on_held, frame)
-
-    def on_motion(self, result: MotionResult) -> None:
-        self._loop.call_soon_threadsafe(self._session._on_motion, result)
-
-    def on_error(self, error: Exception) -> None:
-        self._loop.call_soon_threadsafe(self._session._on_error, error)
 
 
 class Session:
@@ -136,55 +65,100 @@ class Session:
         metrics: Metrics,
         *,
         on_end: Callable[[Session, str], None],
+        on_park: Callable[[Session], None] = lambda session: None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.id = secrets.token_urlsafe(12)
+        self.id = spec.prefix + secrets.token_urlsafe(12)
         self.token = secrets.token_urlsafe(32)
         self.spec = spec
-        self.frames = 0
-        self.late = 0
-        self.held = 0
-        self._clock = clock
-        self._metrics = metrics
-        self._on_end = on_end
-        self._began_ns = clock()
-        self._pipeline = Pipeline(
+        self.pipeline = Pipeline(
             spec.portrait, spec.config, size=spec.size, sources=spec.sources, clips=spec.clips,
             seed=secrets.randbits(31), clock=clock,
         )  # fmt: skip
-        self._control = Control(self._pipeline, self._now)
+        self.tally = Tally(metrics)
+        self.trace = Trace(self.id) if spec.trace else None
+        self._receiver = ReceiverLog(metrics)
+        self.webcam_used = False
+        self._worker = worker
+        self._metrics = metrics
+        self._on_end, self._on_park = on_end, on_park
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._parts = LinkParts(worker, encode_pool, spec.peer, stamp=spec.stamp, clock=clock)
+        self._control = Control(self.pipeline, self._now)
         self._faces = FaceNotices()
-        self._pacer = AudioPacer()
-        self._skew = SkewMeter()
-        self._stages = StageRecorder()
-        self._added = Percentiles()
-        self._inflight: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        self._block_ns = 0
+        self._adaptation = Adaptation(
+            spec.size, spec.peer.video_bps, self.pipeline, self.tally, clock
+        )
+        self._told_quality = QualityNotices()
+        self._lost_told = (0, 0)
         self._heard_at = self._now()
         self._frames_before = 0
-        self._concealed = (0.0, 0.0)
         self._error_told_at = float("-inf")
         self._subscribers: set[Subscription] = set()
-        self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
-        self._webcam_used = False
+        self._was_connected = False
+        self._ending = ""
         self._ended = False
-        self._loop = asyncio.get_running_loop()
-        self._mailbox = worker.open(_Bridge(self._loop, self))
-        self._peer = RtcPeer(self, encode_pool, spec.peer, on_encoded=self._on_encoded)
+        self._park_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._link: Link | None = Link(self, self._parts)
+        self._resuming: Link | None = None
+        self._replaced: set[Link] = set()
         self._note_sources()
 
-    # --- outside ----------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------
 
     async def start(self, offer: str) -> str:
         """Answer the offer. Raises BadDescriptionError; the session must then be closed."""
-        answer = await self._peer.accept(offer)
-        self._task = asyncio.create_task(self._housekeeping(), name="session")
+        assert self._link is not None
+        answer = await self._link.accept(offer)
+        self._begin_housekeeping()
+        return answer
+
+    @property
+    def parked(self) -> bool:
+        """Whether the session waits for its peer to come back."""
+        return self._link is None and not self._ended
+
+    @property
+    def resuming(self) -> bool:
+        """Whether an offer to resume is being answered."""
+        return self._resuming is not None
+
+    async def resume(self, offer: str) -> str:
+        """Take a new peer in the place of the old or vanished one.
+
+        Raises BadDescriptionError, after which everything is as before. One at a time.
+        """
+        link = self._resuming = Link(self, self._parts)
+        try:
+            answer = await link.accept(offer)
+        except BadDescriptionError:
+            await link.close("refused")
+            raise
+        finally:
+            self._resuming = None
+        if self._ended:
+            await link.close("ended")
+            raise BadDescriptionError("The session has ended.")
+        old, self._link = self._link, link
+        if old is not None:
+            self._replaced.add(old)
+            old.close_soon("resumed")
+        if self._park_timer is not None:
+            self._park_timer.cancel()
+            self._park_timer = None
+        self.tally.new_peer()
+        self._lost_told = (0, 0)
+        self._heard_at = self._now()
+        self._adaptation.restart(link)
+        self._begin_housekeeping()
         return answer
 
     async def add_candidate(self, candidate: str) -> None:
         """Take a trickled ICE candidate. Raises BadDescriptionError."""
-        await self._peer.add_candidate(candidate)
+        if self._link is not None:
+            await self._link.add_candidate(candidate)
 
     def check_token(self, token: str) -> bool:
         """Compare in constant time."""
@@ -192,9 +166,52 @@ class Session:
 
     async def close(self, reason: str) -> None:
         """End the session and wait for it. Any number of times."""
-        await self._peer.close(reason)
+        self._ending = self._ending or reason
+        for link in (self._resuming, *self._replaced):
+            if link is not None:
+                await link.close(reason)
+        if self._link is not None:
+            await self._link.close(reason)
+        else:
+            self._finish(reason)
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _end_soon(self, reason: str) -> None:
+        self._ending = self._ending or reason
+        if self._link is not None:
+            self._link.close_soon(reason)
+
+    def on_link_closed(self, link: Link, reason: str) -> None:
+        """The peer is gone: park, or end. A peer that was replaced does not matter any more."""
+        self._replaced.discard(link)
+        if link is not self._link:
+            return
+        self._link = None
+        if self._task is not None:
+            self._task.cancel()
+        vanished = self._was_connected and not self._ending and reason != "internal error"
+        if vanished and self.spec.resume_s > 0:
+            self._park_timer = self._loop.call_later(
+                self.spec.resume_s, self._finish, "peer did not come back"
+            )
+            _log.info("session waits for its peer", extra={"session": self.id, "reason": reason})
+            self._on_park(self)
+        else:
+            self._finish(self._ending or reason)
+
+    def _finish(self, reason: str) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._park_timer is not None:
+            self._park_timer.cancel()
+        for subscription in self._subscribers:
+            subscription.close()
+        self._subscribers.clear()
+        self._on_end(self, reason)
+
+    # --- those who listen -------------------------------------------------------------
 
     def subscribe(self) -> Subscription | None:
         """Return a stream of server messages that begins with `hello`; None if too many listen."""
@@ -202,39 +219,49 @@ class Session:
             return None
         subscription = Subscription()
         self._subscribers.add(subscription)
-        subscription.put(encode(self._hello()))
+        subscription.put(self._hello())
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Stop one stream."""
         self._subscribers.discard(subscription)
 
-    # --- PeerHandler ------------------------------------------------------------------
+    def begin_trace(self) -> None:
+        """Keep a trace from now on, in a ring of fixed size."""
+        self.trace = self.trace or Trace(self.id)
+
+    def end_trace(self) -> None:
+        """Forget the trace."""
+        self.trace = None
+
+    # --- LinkOwner --------------------------------------------------------------------
+
+    def draws(self, frame_index: int) -> bool:
+        """Whether this frame shall be drawn at the present quality."""
+        return self._adaptation.draws(frame_index)
 
     def on_connected(self) -> None:
-        """ICE and DTLS are up."""
+        """Media can flow."""
+        if self._was_connected:
+            self.pipeline.restart()
+        self._was_connected = True
         self._heard_at = self._now()
 
-    def on_audio(self, block: AudioBlock) -> None:
-        """The next piece of the microphone's line."""
-        self._block_ns = int(block.arrival_s * 1e9)
-        if not block.concealed and int(np.abs(block.pcm).max()) > _QUIET:
-            self._heard_at = self._now()
-        for tick in self._pipeline.push_audio(block.pcm, block.index):
-            self._on_tick(tick)
-        self._arm("pipeline", self._pipeline.next_deadline_ns(), self._poll_pipeline)
-
-    def on_video(self, frame: av.VideoFrame) -> None:
-        """The latest webcam picture; read only while it drives something."""
-        if self._webcam_used:
-            self._mailbox.submit_webcam(self._pipeline.push_webcam(frame))
+    def on_heard(self) -> None:
+        """Somebody speaks."""
+        self._heard_at = self._now()
 
     def on_channel_open(self) -> None:
-        """The control channel: say what this session is."""
-        self._peer.send_message(encode(self._hello()))
+        """The control channel: say what this session is, and how it stands."""
+        if self._link is not None:
+            self._link.send(self._hello())
+            if self.pipeline.paused:
+                self._link.send(encode(self._control.state()))
 
     def on_message(self, data: bytes) -> None:
         """One control message."""
+        if self._ending:
+            return
         replies = self._control.handle(data)
         self._note_sources()
         refused = any(isinstance(r, Notice) and r.level == "error" for r in replies)
@@ -242,116 +269,50 @@ class Session:
         for reply in replies:
             self._send(reply)
         if self._control.abusive:
+            _log.error("a client floods its control channel", extra={"session": self.id})
+            self._metrics.abuse.labels("messages").inc()
             self._end_soon("too many messages")
 
-    def on_closed(self, reason: str) -> None:
-        """The peer is gone: let go of everything. Called once."""
-        self._ended = True
-        self._mailbox.close()
-        for _, timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        if self._task is not None:
-            self._task.cancel()
-        for subscription in self._subscribers:
-            subscription.close()
-        self._subscribers.clear()
-        self._on_end(self, reason)
-
-    # --- one frame's way --------------------------------------------------------------
-
-    def _on_tick(self, tick: Tick) -> None:
-        """A frame's audio window is full."""
-        self._inflight[tick.frame_index] = (min(self._block_ns, tick.ready_ns), tick.ready_ns)
-        while len(self._inflight) > _MAX_INFLIGHT:
-            self._inflight.popitem(last=False)
-        self._mailbox.submit(tick.job)
-        self._pacer.push(tick.audio, tick.audio_sample, tick.ready_ns)
-        self._arm("pacer", self._pacer.deadline_ns(), self._send_audio)
-
-    def _poll_pipeline(self) -> None:
-        self._block_ns = self._clock()
-        for tick in self._pipeline.poll():
-            self._on_tick(tick)
-        self._arm("pipeline", self._pipeline.next_deadline_ns(), self._poll_pipeline)
-
-    def _send_audio(self) -> None:
-        now = self._clock()
-        for packet in self._pacer.pop(now):
-            self._peer.send_audio(packet.pcm, packet.index)
-            if packet.index % FRAME_SAMPLES_48K == 0:
-                self._note_skew(self._skew.on_voice(packet.index // FRAME_SAMPLES_48K, now))
-        self._arm("pacer", self._pacer.deadline_ns(), self._send_audio)
-
-    def _on_frame(self, frame: RenderedFrame) -> None:
-        if self._ended:
-            return
-        self._record(frame.spans)
-        self._peer.send_frame(frame.i420, frame.frame_index)
-
-    def _on_held(self, frame: HeldFrame) -> None:
-        if self._ended:
-            return
-        self._inflight.pop(frame.frame_index, None)
-        self.held += 1
-        self.late += frame.reason == "late"
-        self._metrics.frames.labels(frame.reason).inc()
-
-    def _on_motion(self, result: MotionResult) -> None:
-        if not self._ended:
-            self._record(result.spans)
-            self._pipeline.on_motion(result)
-
-    def _on_error(self, error: Exception) -> None:
+    def on_draw_error(self, error: Exception) -> None:
+        """A job of this session failed."""
         if self._ended or self._now() - self._error_told_at < _ERROR_NOTICE_S:
             return
         self._error_told_at = self._now()
-        _log.error("a frame of session %s failed", self.id, exc_info=error)
+        _log.error("a frame failed", exc_info=error, extra={"session": self.id})
         text = "The server could not draw a picture; the last one stays."
         self._send(Notice("error", "frame_failed", text))
 
-    def _on_encoded(self, frame_index: int, encode_ms: float, key: bool) -> None:
-        """The frame's packets leave now: the end of what we add."""
-        now = self._clock()
-        if self.frames == 0:
-            self._metrics.time_to_first_frame.observe((now - self._began_ns) / 1e9)
-        self.frames += 1
-        self._metrics.frames.labels("sent").inc()
-        self._metrics.key_frames.inc(key)
-        self._record({"encode": int(encode_ms * 1e6)})
-        self._note_skew(self._skew.on_picture(frame_index, now))
-        arrived_ns, ready_ns = self._inflight.pop(frame_index, (0, 0))
-        if ready_ns:
-            self._pacer.on_picture(now - ready_ns)
-            self._record({"receive": ready_ns - arrived_ns})
-            self._added.add(now - arrived_ns)
-            self._metrics.added_latency.observe((now - arrived_ns) / 1e9)
-
-    def _record(self, spans: Mapping[str, int]) -> None:
-        self._stages.add_spans(spans)
-        for name, duration_ns in spans.items():
-            self._metrics.stage.labels(name).observe(duration_ns / 1e9)
-
-    def _note_skew(self, skew_ns: int | None) -> None:
-        if skew_ns is not None:
-            self._metrics.av_skew.observe(skew_ns / 1e9)
-
     # --- housekeeping -----------------------------------------------------------------
 
+    def _begin_housekeeping(self) -> None:
+        if self._task is None or self._task.done() or self._task.cancelling():
+            self._task = asyncio.create_task(self._housekeeping(), name="session")
+
     async def _housekeeping(self) -> None:
-        """Notices four times a second, statistics once; ends an idle session."""
+        """Quality and notices four times a second, statistics once; ends an idle session."""
         count = 0
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
+            if self._link is None:
+                return
             count += 1
-            status = self._pipeline.webcam.status if self._webcam_used else "off"
+            status = self.pipeline.webcam.status if self.webcam_used else "off"
             if status == "tracking":
                 self._heard_at = self._now()
-            notice = self._faces.update(status, self._now())
-            if notice is not None:
-                self._send(notice)
+            peer = self._link.stats()
+            if self._adaptation.update(self._link, peer, self._worker.measure()):
+                self._note_quality()
+            for notice in (
+                self._faces.update(status, self._now()),
+                self._told_quality.update(self._adaptation.quality(), self._now()),
+            ):
+                if notice is not None:
+                    self._send(notice)
             if count % STATS_EVERY == 0:
-                self._send(self._statistics())
+                self._send(self._statistics(self._link, peer))
+            if self.trace is not None:
+                self._trace_counters(self.trace, self._link, peer)
+            self._receiver.take(self._control.client_stats, self.trace, self._clock())
             quiet_s = self._now() - max(self._heard_at, self._control.acted_at)
             if 0 < self.spec.idle_s < quiet_s:
                 text = "The conversation was ended because nothing happened for a long time."
@@ -359,77 +320,61 @@ class Session:
                 self._end_soon("idle")
                 return
 
-    def _statistics(self) -> Stats:
-        peer = self._peer.stats()
-        fps = (self.frames - self._frames_before) / (HOUSEKEEPING_S * STATS_EVERY)
-        self._frames_before = self.frames
-        concealed, filled = self._concealed
-        self._metrics.audio_concealed.inc((peer.concealed_ms - concealed) / 1e3)
-        self._metrics.audio_filled.inc((peer.filled_ms - filled) / 1e3)
-        self._concealed = (peer.concealed_ms, peer.filled_ms)
+    @property
+    def level(self) -> int:
+        """Rung of the ladder of quality; 0 is full."""
+        return self._adaptation.level
+
+    def _statistics(self, link: Link, peer: PeerStats) -> Stats:
+        fps = (self.tally.frames - self._frames_before) / (HOUSEKEEPING_S * STATS_EVERY)
+        self._frames_before = self.tally.frames
+        self.tally.on_peer(peer)
         return Stats(
             fps=round(fps, 1),
-            added_latency_ms=self._added.summary(),
+            added_latency_ms=self.tally.added(),
             algorithmic_latency_ms=self.spec.config.lookahead_ms,
-            av_skew_ms=round(self._skew.skew_ms, 2),
-            frames=self.frames,
-            late=self.late,
-            held=self.held,
+            av_skew_ms=round(link.skew.skew_ms, 2),
+            frames=self.tally.frames,
+            late=self.tally.late,
+            held=self.tally.held,
             dropped=peer.frames_replaced,
-            stages=self._stages.summary(),
-            webcam=self._pipeline.webcam.status if self._webcam_used else "off",
+            stages=self.tally.stages(),
+            webcam=self.pipeline.webcam.status if self.webcam_used else "off",
+            quality=self._adaptation.quality(),
         )
 
-    def _hello(self) -> Hello:
-        return Hello(
-            version=PROTOCOL_VERSION,
-            session_id=self.id,
-            engine=self.spec.engine,
-            engine_reason=self.spec.engine_reason,
-            portrait=self.spec.portrait.name,
-            size=self.spec.size,
-            fps=FPS,
-            algorithmic_latency_ms=self.spec.config.lookahead_ms,
-            presets=preset_names(),
-            clips=sorted(self.spec.clips),
-            sliders={factor: slider_list(factor) for factor in ALLOWED_SOURCES},
-            allowed_sources={f: list(kinds) for f, kinds in ALLOWED_SOURCES.items()},
-            factors=self._pipeline.states(),
-        )
+    def _trace_counters(self, trace: Trace, link: Link, peer: PeerStats) -> None:
+        now = self._clock()
+        lost = (peer.audio_lost, peer.video_lost)
+        if lost != self._lost_told:
+            audio, video = (new - old for new, old in zip(lost, self._lost_told, strict=True))
+            trace.instant("loss", now, audio=audio, video=video)
+            self._lost_told = lost
+        trace.counter("skew_ms", now, skew_ms=round(link.skew.skew_ms, 2))
+        trace.counter("voice_lag_ms", now, voice_lag_ms=round(link.pacer.lag_ns / 1e6, 2))
+        trace.counter("target_kbps", now, target_kbps=peer.target_bps / 1000)
+        trace.counter("quality", now, level=self.level)
+
+    def _hello(self) -> bytes:
+        return encode(hello(self.spec, self.id, self.pipeline.states()))
+
+    def _note_quality(self) -> None:
+        quality = self._adaptation.quality()
+        self._metrics.quality_changes.labels(quality.reason).inc()
+        extra = {"session": self.id, "reason": quality.reason}
+        _log.info("quality is now %s", quality.name, extra=extra)
 
     def _note_sources(self) -> None:
-        self._webcam_used = any(s.source == "webcam" for s in self._pipeline.states())
+        self.webcam_used = any(s.source == "webcam" for s in self.pipeline.states())
 
     def _send(self, message: ServerMessage) -> None:
         if self._ended:
             return
         data = encode(message)
-        self._peer.send_message(data)
+        if self._link is not None:
+            self._link.send(data)
         for subscription in self._subscribers:
             subscription.put(data)
 
-    def _end_soon(self, reason: str) -> None:
-        self._peer.close_soon(reason)
-
     def _now(self) -> float:
         return self._clock() / 1e9
-
-    def _arm(self, name: str, deadline_ns: int | None, run: Callable[[], None]) -> None:
-        """Call `run` at `deadline_ns`; an armed timer stays if it is early enough.
-
-        One that fires too early finds nothing due and arms itself again.
-        """
-        if deadline_ns is None or self._ended:
-            return
-        armed = self._timers.get(name)
-        if armed is not None:
-            if armed[0] <= deadline_ns + _TIMER_SLACK_NS:
-                return
-            armed[1].cancel()
-
-        def fire() -> None:
-            self._timers.pop(name, None)
-            run()
-
-        delay_s = max(0.0, (deadline_ns - self._clock()) / 1e9)
-        self._timers[name] = (deadline_ns, self._loop.call_later(delay_s, fire))

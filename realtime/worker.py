@@ -1,21 +1,14 @@
 """The one render worker: a thread that owns the engine and serves all sessions fairly.
 
-Sessions put jobs into their own `Mailbox`; results come back through the session's sink,
-called in the worker's thread (the owner hops to its loop with `call_soon_threadsafe`).
+Sessions put jobs into their own `Mailbox` (`realtime.mailbox`); `realtime.schedule` chooses,
+`realtime.drawing` carries out; results come back through the session's sink, called in the
+render thread (the owner hops to its loop with `call_soon_threadsafe`).
 
-* A mailbox holds two frames. A third one displaces the oldest, and a frame older than
-  `LATE_NS` gives way to a newer one: drawing what is already late would only delay what
-  comes next. Such a frame is *held* (the viewer keeps the last picture); its lip code is
-  still computed.
-* Sessions take turns, one frame each.
-* A webcam picture is read when no frame waits, at most 25 times a second; when frames
-  come late, 12 times, but then in turn with the frames, so that a busy machine still
-  follows the person. Only the latest picture of a session is kept.
-* Other work that needs the engine (`call`, e.g. preparing a portrait) comes last, but
-  waits no longer than `CALL_PATIENCE_NS`.
+The thread is supervised (`realtime.supervise`): one that dies, loses its device or hangs is
+replaced by a new engine in a new thread. Sessions notice held frames and nothing else: what
+moves them lives in their pipelines, and the voice never passes through here.
 
-An exception in one session's job is told to that session and harms nobody else. Nothing
-of one session is kept where another can see it: a job carries all it needs, the face
+Nothing of one session is kept where another can see it: a job carries all it needs, the face
 tracker lives in the mailbox.
 """
 
@@ -24,197 +17,49 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
-
-import av
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeVar
 
 from models.codes import Array
 from models.composite import compose
-from models.runtime.engine import Appearance, Drawing, Engine, EngineError, MotionReading
+from models.runtime.engine import Drawing, Engine, EngineError
+from models.runtime.frames import frame_renderer, to_i420
 from models.tracking import FaceTracker
-from realtime.router import Snapshot
+from realtime.drawing import Draughtsman, tell
+from realtime.load import BusyMeter, Cost, WorkerLoad
+from realtime.mailbox import (
+    HeldFrame,
+    Mailbox,
+    MotionJob,
+    MotionResult,
+    Pixels,
+    RenderedFrame,
+    RenderJob,
+    Sink,
+    Tracker,
+)
+from realtime.schedule import CALL_DEPTH, Call, Frames, Schedule, Unit, Webcam, WorkerBusyError
+from realtime.supervise import (
+    CHECK_EVERY_S,
+    MAX_ABANDONED,
+    Activity,
+    Progress,
+    RestartDelay,
+    is_hung,
+)
 
-Pixels = NDArray[np.uint8]
+__all__ = [
+    "CALL_DEPTH", "Compose", "HeldFrame", "Mailbox", "MotionJob", "MotionResult",
+    "RenderJob", "RenderWorker", "RenderedFrame", "Sink", "Tracker", "WorkerBusyError",
+    "run_networks", "to_i420",
+]  # fmt: skip
+
 Compose = Callable[[Drawing, Pixels, int], Pixels]
 Clock = Callable[[], int]
-Spans = Mapping[str, int]
 T = TypeVar("T")
 _log = logging.getLogger("visavis.worker")
-
-MAILBOX_DEPTH = 2
-#: Frames whose drawing is skipped but whose lip code is still owed.
-SKIPPED_DEPTH = 4
-CALL_DEPTH = 8
-LATE_NS = 60_000_000
-TRACK_NS = 40_000_000
-TRACK_BEHIND_NS = 83_000_000
-BEHIND_NS = 1_000_000_000
-CALL_PATIENCE_NS = 250_000_000
-
-
-class WorkerBusyError(RuntimeError):
-    """Too much other work waits for the engine; try again later."""
-
-
-class Tracker(Protocol):
-    """`models.tracking.FaceTracker`: stateful, one per webcam."""
-
-    def update(self, frame: Pixels, /) -> MotionReading | None:
-        """(H, W, 3) uint8 RGB -> motion, None when no face is seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class RenderJob:
-    """Everything that one video frame needs; immutable."""
-
-    frame_index: int
-    ready_ns: int
-    """When its audio window was full, on the worker's clock."""
-    mel_TM: Array
-    """(config.mel_window, 80) float32."""
-    snapshot: Snapshot
-    appearance: Appearance
-    source_HWC: Pixels
-    """(N, N, 3) uint8 RGB, the portrait at the size of the output; N is even."""
-
-
-@dataclass(frozen=True, slots=True)
-class MotionJob:
-    """One webcam picture to read."""
-
-    frame: Pixels | av.VideoFrame
-    """(H, W, 3) uint8 RGB, or a decoded frame that is converted in the worker."""
-    capture_48k: int
-    """When it was taken, in 48 kHz samples of the session clock."""
-    arrived_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedFrame:
-    """A drawn frame. Spans in nanoseconds: queue, audio, draw, compose, convert."""
-
-    frame_index: int
-    i420: Pixels
-    """(N * 3 / 2, N) uint8, BT.601 limited range; the receiver's to keep."""
-    spans: Spans
-    lip: Array
-    """(16,) lip code of the frame's audio."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldFrame:
-    """A frame that was not drawn: the viewer keeps the last one."""
-
-    frame_index: int
-    reason: Literal["late", "failed"]
-    spans: Spans
-    lip: Array | None
-
-
-@dataclass(frozen=True, slots=True)
-class MotionResult:
-    """What a webcam picture said; `reading` is None without a face. Spans: track_queue, motion."""
-
-    reading: MotionReading | None
-    capture_48k: int
-    spans: Spans
-
-
-class Sink(Protocol):
-    """Receives the results of one session, in the worker's thread; must return at once."""
-
-    def on_frame(self, frame: RenderedFrame) -> None:
-        """A frame is drawn; frame indices ascend over `on_frame` and `on_held` together."""
-
-    def on_held(self, frame: HeldFrame) -> None:
-        """A frame is not drawn."""
-
-    def on_motion(self, result: MotionResult) -> None:
-        """A webcam picture is read."""
-
-    def on_error(self, error: Exception) -> None:
-        """A job of this session failed (its frame, if any, is held)."""
-
-
-@dataclass(slots=True)
-class MailboxStats:
-    """Counters of one session; written under the worker's lock or in its thread."""
-
-    submitted: int = 0
-    drawn: int = 0
-    late: int = 0
-    failed: int = 0
-    lips_dropped: int = 0
-    webcam_submitted: int = 0
-    webcam_replaced: int = 0
-    webcam_read: int = 0
-
-
-class Mailbox:
-    """One session's place in the worker; made by `RenderWorker.open`. Methods are thread-safe."""
-
-    def __init__(self, sink: Sink, wake: threading.Condition) -> None:
-        self.stats = MailboxStats()
-        self.sink = sink
-        self.closed = False
-        # What follows is the worker's, guarded by `wake`.
-        self.jobs: deque[RenderJob] = deque()
-        self.skipped: deque[RenderJob] = deque()
-        self.webcam: MotionJob | None = None
-        self.tracker: Tracker | None = None
-        self.track_from_ns = 0
-        self._wake = wake
-
-    def submit(self, job: RenderJob) -> None:
-        """Put one frame in; never blocks. Frame indices must ascend."""
-        with self._wake:
-            if self.closed:
-                return
-            self.stats.submitted += 1
-            if len(self.jobs) >= MAILBOX_DEPTH:
-                self.skip(self.jobs.popleft())
-            self.jobs.append(job)
-            self._wake.notify()
-
-    def submit_webcam(self, job: MotionJob) -> None:
-        """Put the latest webcam picture in; replaces one that still waits."""
-        with self._wake:
-            if self.closed:
-                return
-            self.stats.webcam_submitted += 1
-            self.stats.webcam_replaced += self.webcam is not None
-            self.webcam = job
-            self._wake.notify()
-
-    def close(self) -> None:
-        """Forget all jobs. A callback that is under way may still end after this returns."""
-        with self._wake:
-            self.closed = True
-            self.jobs.clear()
-            self.skipped.clear()
-            self.webcam = self.tracker = None
-
-    def skip(self, job: RenderJob) -> None:
-        """Give up drawing `job`; its lip code is owed. Under the lock."""
-        self.stats.late += 1
-        if len(self.skipped) >= SKIPPED_DEPTH:
-            self.skipped.popleft()
-            self.stats.lips_dropped += 1
-        self.skipped.append(job)
-
-
-@dataclass(slots=True)
-class _Call:
-    run: Callable[[Engine], Any]
-    future: Future[Any]
-    since_ns: int
 
 
 def run_networks(
@@ -222,7 +67,7 @@ def run_networks(
 ) -> tuple[Drawing, Array, dict[str, int]]:
     """Audio and generator: the drawing, the lip code (16,) and spans in ns.
 
-    The way of one frame through the networks, shared by live sessions and files.
+    The way of one frame through the networks when it goes to a file.
     """
     t0 = clock()
     lip = engine.audio(job.mel_TM)
@@ -231,16 +76,24 @@ def run_networks(
     return drawing, lip, {"audio": t1 - t0, "draw": clock() - t1}
 
 
-def to_i420(rgb_HWC: Pixels) -> Pixels:
-    """(N, N, 3) uint8 RGB -> (N * 3 / 2, N) uint8 I420, a fresh array."""
-    return np.asarray(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2YUV_I420), np.uint8)
+@dataclass(eq=False, slots=True)
+class _Life:
+    """One render thread with its engine, from start to end."""
+
+    progress: Progress
+    thread: threading.Thread | None = None
+    draughtsman: Draughtsman | None = None
+    unit: Unit | None = None
+    """The work in hand."""
+    over: bool = False
+    """Lost or stopped: it must take no more work."""
 
 
 class RenderWorker:
-    """See the module's docstring. `start` runs it in its own thread.
+    """See the module's docstring. `start` runs it in threads of its own.
 
-    `engine_factory` is called in the worker's thread. Tests drive it without a thread:
-    `load`, then `step` as long as it returns True, on one thread.
+    `engine_factory` is called in the render thread, again after every loss. Tests drive it
+    without threads: `load`, then `step` as long as it returns True, on one thread; and `check`.
     """
 
     def __init__(
@@ -251,31 +104,38 @@ class RenderWorker:
         make_tracker: Callable[[Engine], Tracker] = FaceTracker,
         clock: Clock = time.monotonic_ns,
     ) -> None:
+        self.failure = ""
+        """Why there is no engine at present; empty while one runs or is loaded at first."""
+        self.restarts = 0
         self._engine_factory = engine_factory
         self._compose = compose
         self._make_tracker = make_tracker
         self._clock = clock
-        self._engine: Engine | None = None
         self._ready: Future[Engine] = Future()
-        self._thread: threading.Thread | None = None
         self._wake = threading.Condition()
+        self._schedule = Schedule()
         self._stopping = False
-        self._boxes: deque[Mailbox] = deque()
-        self._calls: deque[_Call] = deque()
-        self._behind_until_ns = 0
-        self._webcam_had_turn = False
+        self._life: _Life | None = None
+        self._watchdog: threading.Thread | None = None
+        self._attention = threading.Event()
+        self._delay = RestartDelay()
+        self._restart_at_ns: int | None = None
+        self._abandoned = 0
+        self._frame_cost, self._webcam_cost = Cost(), Cost()
+        self._busy = BusyMeter(clock)
 
     # --- life -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread, which loads the engine; see `wait_ready`."""
-        if self._thread is not None:
+        """Start the threads; the render thread loads the engine, see `wait_ready`."""
+        if self._watchdog is not None:
             raise RuntimeError("the render worker runs already")
-        self._thread = threading.Thread(target=self._run, name="render", daemon=True)
-        self._thread.start()
+        self._spawn("load")
+        self._watchdog = threading.Thread(target=self._watch, name="render-watchdog", daemon=True)
+        self._watchdog.start()
 
     def wait_ready(self, timeout_s: float | None = None) -> Engine:
-        """Block until the engine is loaded and return it, for its name and configuration only.
+        """Block until the first engine is loaded; return it, for its name and configuration only.
 
         Raises EngineError (or what the factory raised), TimeoutError.
         """
@@ -283,217 +143,235 @@ class RenderWorker:
 
     def load(self) -> None:
         """Create the engine in the calling thread, from now on the worker's. Raises EngineError."""
+        self._life = life = _Life(Progress("load", self._clock()))
         try:
-            self._engine = self._engine_factory()
+            self._load(life)
         except BaseException as error:
             self._ready.set_exception(error)
             raise
-        self._ready.set_result(self._engine)
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread after the work in hand; waiting calls are cancelled. Idempotent."""
+        """End the threads after the work in hand; waiting calls are cancelled. Idempotent."""
         with self._wake:
             self._stopping = True
-            for call in self._calls:
+            for call in self._schedule.calls:
                 call.future.cancel()
-            self._calls.clear()
+            self._schedule.calls.clear()
             self._wake.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+        self._attention.set()
+        life = self._life
+        for thread in (self._watchdog, life.thread if life else None):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(timeout_s)
+
+    # --- any thread -------------------------------------------------------------------
 
     @property
     def behind(self) -> bool:
         """Whether a frame came late during the last second."""
-        return self._clock() < self._behind_until_ns
+        return self._clock() < self._schedule.behind_until_ns
 
-    # --- any thread -------------------------------------------------------------------
+    @property
+    def running(self) -> bool:
+        """Whether there is an engine that takes work."""
+        life = self._life
+        return life is not None and life.draughtsman is not None and not life.over
+
+    def measure(self) -> WorkerLoad:
+        """How busy the worker is and what its work costs now."""
+        life = self._life
+        since, max_batch = None, 1
+        if life is not None and life.draughtsman is not None:
+            max_batch = life.draughtsman.renderer.max_batch
+            progress = life.progress
+            since = progress.since_ns if progress.activity != "idle" else None
+        return WorkerLoad(
+            busy=self._busy.fraction(since),
+            frame_ns=self._frame_cost.mean_ns,
+            frame_p95_ns=self._frame_cost.p95_ns,
+            webcam_ns=self._webcam_cost.mean_ns,
+            max_batch=max_batch,
+            restarts=self.restarts,
+        )
 
     def open(self, sink: Sink) -> Mailbox:
         """Add a session."""
         box = Mailbox(sink, self._wake)
         with self._wake:
-            self._boxes = deque(b for b in self._boxes if not b.closed)
-            self._boxes.append(box)
+            self._schedule.add_box(box)
         return box
 
     def call(self, run: Callable[[Engine], T]) -> Future[T]:
-        """Run `run(engine)` in the worker's thread when it has time.
+        """Run `run(engine)` in the render thread when it has time.
 
-        It blocks all frames while it runs: keep it short, or cut it. Raises
-        WorkerBusyError when too many calls wait, EngineError when the worker is not running.
+        It blocks all frames while it runs: keep it short, or cut it. If the engine is lost
+        meanwhile, it runs once more on the next one. Raises WorkerBusyError when too many calls
+        wait, EngineError when the worker is not running.
         """
         future: Future[T] = Future()
         with self._wake:
             if self._stopping:
                 raise EngineError("The render worker has stopped.")
-            if len(self._calls) >= CALL_DEPTH:
-                raise WorkerBusyError("The server is busy preparing other portraits.")
-            self._calls.append(_Call(run, future, self._clock()))
+            self._schedule.add_call(Call(run, future, self._clock()))
             self._wake.notify()
         return future
 
-    # --- choosing, under the lock -----------------------------------------------------
-
-    def _pick(self) -> Callable[[], None] | None:
-        """Return the next unit of work, None when nothing may run now."""
-        now = self._clock()
-        frame_waits = any(box.jobs for box in self._boxes)
-        webcam = self._pick_webcam(now, frame_waits)
-        if webcam is not None:
-            return webcam
-        if self._calls and (not frame_waits or now - self._calls[0].since_ns > CALL_PATIENCE_NS):
-            call = self._calls.popleft()
-            return lambda: self._run_call(call)
-        for _ in range(len(self._boxes)):
-            box = self._boxes[0]
-            self._boxes.rotate(-1)
-            if box.jobs:
-                self._webcam_had_turn = False
-                return self._pick_frame(box, now)
-        return None
-
-    def _pick_frame(self, box: Mailbox, now: int) -> Callable[[], None]:
-        job = box.jobs.popleft()
-        while box.jobs and now - job.ready_ns > LATE_NS:
-            box.skip(job)
-            job = box.jobs.popleft()
-        if box.skipped:
-            self._behind_until_ns = now + BEHIND_NS
-        skipped = list(box.skipped)
-        box.skipped.clear()
-        return lambda: self._run_frame(box, skipped, job)
-
-    def _pick_webcam(self, now: int, frame_waits: bool) -> Callable[[], None] | None:
-        behind = now < self._behind_until_ns
-        interval = TRACK_BEHIND_NS if behind else TRACK_NS
-        due = [b for b in self._boxes if b.webcam is not None and now >= b.track_from_ns + interval]
-        if not due:
-            return None
-        box = min(due, key=lambda b: b.track_from_ns)
-        # While frames wait, a picture gets a turn only when it is long overdue, and
-        # never two in a row.
-        overdue = now >= box.track_from_ns + TRACK_BEHIND_NS and not self._webcam_had_turn
-        if frame_waits and not overdue:
-            return None
-        job = box.webcam
-        assert job is not None
-        box.webcam, box.track_from_ns = None, now
-        self._webcam_had_turn = True
-        return lambda: self._run_webcam(box, job)
-
-    def _wait_s(self) -> float | None:
-        """How long nothing can be due unless something new comes; None: for ever."""
-        waiting = [box.track_from_ns for box in self._boxes if box.webcam is not None]
-        if not waiting:
-            return None
-        now = self._clock()
-        interval = TRACK_BEHIND_NS if now < self._behind_until_ns else TRACK_NS
-        return max(0.0, min(waiting) + interval - now) / 1e9
-
-    # --- the worker's thread ----------------------------------------------------------
+    # --- the render thread ------------------------------------------------------------
 
     def step(self) -> bool:
-        """Do one unit of work; False when there is none now."""
+        """Do one unit of work in the calling thread; False when there is none now."""
+        life = self._life
+        if life is None or life.draughtsman is None:
+            raise EngineError("The engine is not loaded.")
         with self._wake:
-            unit = self._pick()
+            unit = self._take(life)
         if unit is None:
             return False
-        unit()
+        self._do(life, unit)
         return True
 
-    def _run(self) -> None:
+    def _spawn(self, activity: Activity) -> None:
+        life = _Life(Progress(activity, self._clock()))
+        life.thread = threading.Thread(target=self._run, args=(life,), name="render", daemon=True)
+        self._life = life
+        life.thread.start()
+
+    def _load(self, life: _Life) -> None:
+        engine = self._engine_factory()
+        renderer = frame_renderer(engine, compose=self._compose, clock=self._clock)
+        draughtsman = Draughtsman(
+            engine, renderer, make_tracker=self._make_tracker, clock=self._clock,
+            costs=(self._frame_cost, self._webcam_cost),
+        )  # fmt: skip
+        with self._wake:
+            life.draughtsman = draughtsman
+            life.progress = Progress("idle", self._clock())
+            # A thread that was given up while it loaded comes too late.
+            draughtsman.retired = life.over
+            if not life.over:
+                self.failure = ""
+        if not self._ready.done():
+            self._ready.set_result(engine)
+
+    def _run(self, life: _Life) -> None:
         try:
-            self.load()
-        except Exception:
-            # `wait_ready` raises it where somebody can act on it.
-            _log.exception("the engine could not be loaded")
-            self.stop()
+            self._load(life)
+            while (unit := self._wait(life)) is not None:
+                self._do(life, unit)
+        except BaseException as error:
+            # Whatever ended the thread, the watchdog replaces it; a first engine that cannot be
+            # loaded is told by `wait_ready`, where somebody can act on it.
+            self.failure = str(error) or type(error).__name__
+            if not self._ready.done():
+                _log.exception("the engine could not be loaded")
+                self._ready.set_exception(error)
+                self.stop()
+            else:
+                _log.exception("the render thread ends: %s", self.failure)
+        finally:
+            self._attention.set()
+
+    def _wait(self, life: _Life) -> Unit | None:
+        """Block until there is work for `life`; None when it must end."""
+        with self._wake:
+            while not (self._stopping or life.over):
+                unit = self._take(life)
+                if unit is not None:
+                    return unit
+                wait_ns = self._schedule.wait_ns(self._clock())
+                self._wake.wait(None if wait_ns is None else wait_ns / 1e9)
+        return None
+
+    def _take(self, life: _Life) -> Unit | None:
+        """Pick a unit and write down that it is in hand. Under the lock."""
+        assert life.draughtsman is not None
+        now = self._clock()
+        unit = self._schedule.pick(now, life.draughtsman.renderer.max_batch)
+        if unit is not None:
+            life.unit = unit
+            life.progress = Progress(_activity(unit), now)
+        return unit
+
+    def _do(self, life: _Life, unit: Unit) -> None:
+        assert life.draughtsman is not None
+        start = life.progress.since_ns
+        life.draughtsman.run(unit)
+        with self._wake:
+            if not life.over:
+                life.unit = None
+                now = self._clock()
+                self._busy.add(start, now)
+                life.progress = Progress("idle", now)
+
+    # --- supervision ------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            self._attention.wait(CHECK_EVERY_S)
+            self._attention.clear()
+            self.check()
+
+    def check(self) -> None:
+        """Replace a render thread that died or hangs. The watchdog's; tests call it."""
+        now = self._clock()
+        life = self._life
+        if self._stopping or life is None:
             return
-        while True:
-            with self._wake:
-                unit = None
-                while not self._stopping and (unit := self._pick()) is None:
-                    self._wake.wait(self._wait_s())
-                if self._stopping:
-                    return
-            assert unit is not None
-            unit()
+        if life.over:
+            if self._restart_at_ns is not None and now >= self._restart_at_ns:
+                self._restart_at_ns = None
+                self._spawn("reload")
+        elif life.thread is not None and not life.thread.is_alive():
+            self._lose(life, now)
+        elif is_hung(life.progress, now):
+            self.failure = f"no progress for {(now - life.progress.since_ns) / 1e9:.1f} s"
+            _log.error("the render thread hangs in %s; it is replaced", life.progress.activity)
+            self._abandoned += 1
+            self._lose(life, now)
 
-    def _loaded(self) -> Engine:
-        if self._engine is None:
-            raise EngineError("The engine is not loaded.")
-        return self._engine
-
-    def _run_frame(self, box: Mailbox, skipped: list[RenderJob], job: RenderJob) -> None:
-        for late in skipped:
-            self._run_skipped(box, late)
-        start = self._clock()
-        try:
-            drawing, lip, spans = run_networks(self._loaded(), job, self._clock)
-            drawn = self._clock()
-            rgb = self._compose(drawing, job.source_HWC, len(job.source_HWC))
-            composed = self._clock()
-            i420 = to_i420(rgb)
-            spans["queue"] = start - job.ready_ns
-            spans["compose"] = composed - drawn
-            spans["convert"] = self._clock() - composed
-        except Exception as error:
-            box.stats.failed += 1
-            held = HeldFrame(job.frame_index, "failed", {"queue": start - job.ready_ns}, None)
-            self._tell(box, box.sink.on_held, held)
-            self._tell(box, box.sink.on_error, error)
+    def _lose(self, life: _Life, now: int) -> None:
+        """Give up a thread and its engine: hold what was in hand, and plan the next one."""
+        with self._wake:
+            life.over = True
+            if life.draughtsman is not None:
+                life.draughtsman.retired = True
+            unit, life.unit = life.unit, None
+            for box in self._schedule.boxes:
+                # It belongs to the engine that is gone.
+                box.tracker = None
+            if isinstance(unit, Call) and not unit.future.done():
+                self._return_call(unit)
+        if isinstance(unit, Frames):
+            _hold(unit)
+        if self._abandoned > MAX_ABANDONED:
+            self.failure = "too many render threads hang; the server must be started again"
+            _log.critical(self.failure)
             return
-        box.stats.drawn += 1
-        frame = RenderedFrame(job.frame_index, i420, spans, lip)
-        self._tell(box, box.sink.on_frame, frame)
+        self.restarts += 1
+        self._restart_at_ns = now + self._delay.next_ns(now)
+        _log.error("engine and render thread are made anew (%d so far)", self.restarts)
+        self._attention.set()
 
-    def _run_skipped(self, box: Mailbox, job: RenderJob) -> None:
-        start = self._clock()
-        lip: Array | None = None
-        try:
-            lip = self._loaded().audio(job.mel_TM)
-        except Exception as error:
-            self._tell(box, box.sink.on_error, error)
-        spans = {"queue": start - job.ready_ns, "audio": self._clock() - start}
-        held = HeldFrame(job.frame_index, "late", spans, lip)
-        self._tell(box, box.sink.on_held, held)
-
-    def _run_webcam(self, box: Mailbox, job: MotionJob) -> None:
-        start = self._clock()
-        try:
-            frame = job.frame
-            if isinstance(frame, av.VideoFrame):
-                frame = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-            if box.tracker is None:
-                box.tracker = self._make_tracker(self._loaded())
-            reading = box.tracker.update(frame)
-        except Exception as error:
-            # A tracker that failed half-way is not to be trusted with the next picture.
-            box.tracker = None
-            self._tell(box, box.sink.on_error, error)
+    def _return_call(self, call: Call) -> None:
+        """Work that was lost with its engine is tried once more, on the next one."""
+        if call.retried:
+            call.future.set_exception(EngineError("The engine was lost twice over this work."))
             return
-        box.stats.webcam_read += 1
-        spans = {"track_queue": start - job.arrived_ns, "motion": self._clock() - start}
-        result = MotionResult(reading, job.capture_48k, spans)
-        self._tell(box, box.sink.on_motion, result)
+        call.retried = True
+        self._schedule.calls.appendleft(call)
 
-    def _run_call(self, call: _Call) -> None:
-        if not call.future.set_running_or_notify_cancel():
-            return
-        try:
-            result = call.run(self._loaded())
-        except Exception as error:
-            call.future.set_exception(error)
-        else:
-            call.future.set_result(result)
 
-    def _tell(self, box: Mailbox, deliver: Callable[[T], None], result: T) -> None:
-        """Deliver to one session; a sink that raises harms only itself."""
-        if box.closed:
-            return
-        try:
-            deliver(result)
-        except Exception:
-            # Its loop is gone or its callback is broken: for the worker the session ends here.
-            _log.exception("a session's callback failed; the session gets no more frames")
-            box.close()
+def _activity(unit: Unit) -> Activity:
+    if isinstance(unit, Frames):
+        return "frame"
+    return "webcam" if isinstance(unit, Webcam) else "call"
+
+
+def _hold(unit: Frames) -> None:
+    """Tell the sessions of a lost batch that their frame is not drawn."""
+    for turn in unit.turns:
+        if turn.job is not None and not turn.done and not turn.box.closed:
+            turn.done = True
+            turn.box.stats.failed += 1
+            held = HeldFrame(turn.job.frame_index, "failed", {}, None)
+            tell(turn.box, turn.box.sink.on_held, held)

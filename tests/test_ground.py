@@ -60,7 +60,7 @@ def test_only_one_opencv() -> None:
 
 def test_the_entry_point_is_the_command_line() -> None:
     (entry,) = metadata.entry_points(group="console_scripts", name="visavis")
-    assert entry.value == "realtime.cli:app"
+    assert entry.value == "realtime.cli:main"
 
 
 def test_every_dependency_has_a_sentence_in_design() -> None:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
-import typer
 from numpy.typing import NDArray
 
 from models.codes import DIMS
@@ -49,6 +47,8 @@ class AudioRecipe:
 
 def shift_voice(samples: F32, factor: float) -> F32:
     """Play 16 kHz samples `factor` times faster and stretch them back to the same length."""
+    import av  # only here: training on a prepared cache needs no decoder
+
     graph = av.filter.Graph()
     rate = 16_000
     source = graph.add_abuffer(
@@ -230,4 +230,6 @@ def train(
 
 
 if __name__ == "__main__":
+    import typer
+
     typer.run(train)

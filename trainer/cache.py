@@ -11,19 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import av
 import cv2
 import numpy as np
-import typer
 from numpy.typing import NDArray
-from rich.progress import track
 
 from models.codes import FACTOR_SLICES
 from models.face import warp_crop
 from trainer.face_fit import Labelled, fit_clips, fit_stills, fit_synth
+from trainer.frames import SIZE
 from trainer.packs import Arrays, Pack
 
-SIZE = 256
 STRIDE = 3
 _FIELDS = ("kind", "clip", "person", "frame")
 _LABELS = ("landmarks", "code", "shape")
@@ -31,6 +28,8 @@ _LABELS = ("landmarks", "code", "shape")
 
 def decode_video(path: Path) -> NDArray[np.uint8]:
     """All frames of a file, (T, H, W, 3) RGB."""
+    import av  # only here: training on a prepared cache needs no decoder
+
     with av.open(str(path)) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     return np.stack(frames).astype(np.uint8)
@@ -38,6 +37,8 @@ def decode_video(path: Path) -> NDArray[np.uint8]:
 
 def decode_audio(path: Path, rate_hz: int = 16_000) -> NDArray[np.float32]:
     """Mono float32 samples of a file's first audio stream."""
+    import av
+
     resampler = av.AudioResampler(format="flt", layout="mono", rate=rate_hz)
     parts: list[NDArray[np.float32]] = []
     with av.open(str(path)) as container:
@@ -102,6 +103,8 @@ def _write_clips(
     writer: _FrameWriter, kind: str, root: Path, clips: Arrays, people: list[str], labels: Labelled
 ) -> None:
     """Every third frame of each clip, beginning with another one from clip to clip."""
+    from rich.progress import track
+
     offset = clips["offset"]
     for i in track(range(len(clips["clip"])), description=f"{kind} clips"):
         name = str(clips["clip"][i])
@@ -118,6 +121,8 @@ def _write_clips(
 
 def _write_stills(writer: _FrameWriter, pack: Pack, stills: Labelled) -> None:
     """All pictures that the pack really holds."""
+    from rich.progress import track
+
     for i in track(range(len(stills.code)), description="stills"):
         name = str(pack.stills["still"][i])
         if not (pack.root / name).exists():
@@ -134,6 +139,8 @@ def _write_stills(writer: _FrameWriter, pack: Pack, stills: Labelled) -> None:
 
 
 def _write_speech(pack: Pack, out: Path, grid: Labelled) -> None:
+    from rich.progress import track
+
     offset = pack.clips["offset"]
     samples, names = [], []
     for i in track(range(len(offset) - 1), description="speech"):
@@ -148,4 +155,6 @@ def _write_speech(pack: Pack, out: Path, grid: Labelled) -> None:
 
 
 if __name__ == "__main__":
+    import typer
+
     typer.run(build)

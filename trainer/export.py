@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import typer
 
 from models.config import ModelConfig
 from models.export import export_checkpoint
@@ -29,22 +28,48 @@ DATA = [
 
 
 def assemble(cache: Path, motion: Path, audio: Path, generator: Path) -> tuple[Networks, FaceModel]:
-    """Load the stages' files into one set of networks; the generator's moving average is used."""
-    audio_state = torch.load(audio, weights_only=True)
-    networks = Networks(ModelConfig(right_frames=int(audio_state["right_frames"])))
-    networks.audio.net.load_state_dict(audio_state["net"])
-    networks.motion.net.load_state_dict(torch.load(motion, weights_only=True)["net"])
-    state = torch.load(generator, weights_only=True)
-    encoder, net = networks.appearance.net, networks.generator.net
-    encoder.load_state_dict(state["encoder"])
-    net.load_state_dict(state["net"])
-    with torch.no_grad():
-        parameters = [*encoder.parameters(), *net.parameters()]
-        for parameter, mean in zip(parameters, state["average"], strict=True):
-            parameter.copy_(mean)
+    """Load the stages' files into one set of networks; moving averages are used where there are.
+
+    Each file may be of `trainer.stages` (then only the named network is taken from it) or of the
+    single stages; all must be of one configuration.
+    """
+    networks = Networks(config_of(audio))
+    load_part(networks, "audio", audio)
+    load_part(networks, "motion", motion)
+    load_part(networks, "appearance", generator)
+    load_part(networks, "generator", generator)
     with np.load(cache / "face_model.npz", allow_pickle=False) as z:
         face = FaceModel(z["mean"], z["basis"])
     return networks.eval(), face
+
+
+def config_of(audio: Path) -> ModelConfig:
+    """The configuration that a file was trained with."""
+    state = torch.load(audio, weights_only=True, map_location="cpu")
+    if "about" in state:
+        return ModelConfig.from_json(state["about"]["config"])
+    return ModelConfig(right_frames=int(state["right_frames"]))
+
+
+def load_part(networks: Networks, name: str, path: Path) -> None:
+    """Fill one network from a file of any stage; shapes must fit exactly."""
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    net = networks[name].net
+    if "system" in state:
+        start = f"{name}."
+        whole = {**state["system"], **state.get("average", {}).get("values", {})}
+        net.load_state_dict({k[len(start) :]: v for k, v in whole.items() if k.startswith(start)})
+        return
+    if name in ("audio", "motion"):
+        net.load_state_dict(state["net"])
+        return
+    net.load_state_dict(state["encoder" if name == "appearance" else "net"])
+    # `generator_stage` keeps one list: the encoder's parameters, then the generator's.
+    own = list(net.parameters())
+    means = state["average"][: len(own)] if name == "appearance" else state["average"][-len(own) :]
+    with torch.no_grad():
+        for parameter, mean in zip(own, means, strict=True):
+            parameter.copy_(mean)
 
 
 def amplify(audio: AudioEncoder, gain: float) -> None:
@@ -64,8 +89,9 @@ def export(
 ) -> None:  # fmt: skip
     """Assemble, export, check parity and write the manifest."""
     networks, face = assemble(cache, motion, audio, generator)
-    assert isinstance(networks.audio.net, AudioEncoder)
-    amplify(networks.audio.net, audio_gain)
+    encoder = networks.audio.net
+    if isinstance(encoder, AudioEncoder):
+        amplify(encoder, audio_gain)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -76,7 +102,8 @@ def export(
     parity = export_checkpoint(
         networks, face, out,
         about={
-            "name": "live", "version": version, "data": DATA, "git_commit": commit.stdout.strip(),
+            "name": networks.config.name, "version": version, "data": DATA,
+            "git_commit": commit.stdout.strip(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "training_steps": steps, "audio_gain": audio_gain,
             "metrics": json.loads(metrics.read_text()) if metrics else {},
@@ -86,4 +113,6 @@ def export(
 
 
 if __name__ == "__main__":
+    import typer
+
     typer.run(export)

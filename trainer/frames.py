@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from models.codes import DIMS, EXPRESSION_NAMES, FACTOR_SLICES
 from models.face import FaceModel, apply_transform, move_pose, warp_crop
-from trainer.cache import SIZE
 
+#: Pixels of a cached crop.
+SIZE = 256
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 #: Kinds of data: rendered clips, filmed clips, single pictures.
@@ -40,28 +41,44 @@ class FrameCache:
             self.landmarks: F32 = z["landmarks"]
             self.code: F32 = z["code"]
             self.shape: F32 = z["shape"]
+            # Caches of `visavis prepare` say themselves what is held out.
+            self.held_out: NDArray[np.bool_] | None = z.get("held_out")
         with np.load(folder / "face_model.npz", allow_pickle=False) as z:
             self.face = FaceModel(z["mean"], z["basis"])
             self.landmark_mirror: NDArray[np.int64] = z["landmark_mirror"].astype(np.int64)
         count = len(self.kind)
         self.pixels = np.memmap(folder / "frames.u8", np.uint8, "r", shape=(count, SIZE, SIZE, 3))
+        #: Where every pixel of a rendered frame lies in its clip's first one, and whether it does.
+        self.flow = _optional(folder / "flow.f16", np.float16, (count, SIZE, SIZE, 2))
+        self.valid = _optional(folder / "validity.u8", np.uint8, (count, SIZE, SIZE))
         self.lip_mirror = _lip_mirror(self.face, self.landmark_mirror)
 
     def split(self, seed: int = 7) -> Split:
-        """Hold out 40 synthetic identities, 60 s1 clips, two other speakers and 60 stills."""
+        """Hold out 40 synthetic identities, 60 s1 clips, two other speakers and 60 stills.
+
+        Never more than a third of what a small cache has.
+        """
+        if self.held_out is not None:
+            return Split(np.flatnonzero(~self.held_out), np.flatnonzero(self.held_out))
         rng = np.random.default_rng(seed)
         test = np.zeros(len(self.kind), bool)
         for kind, field, count in (("synth", self.person, 40), ("still", self.person, 60)):
             names = np.unique(field[self.kind == kind])
-            test |= np.isin(field, rng.choice(names, count, replace=False))
+            test |= np.isin(field, rng.choice(names, min(count, len(names) // 4), replace=False))
         s1 = np.unique(self.clip[(self.kind == "grid") & (self.person == "s1")])
-        test |= np.isin(self.clip, rng.choice(s1, 60, replace=False))
+        test |= np.isin(self.clip, rng.choice(s1, min(60, len(s1) // 4), replace=False))
         others = np.unique(self.person[(self.kind == "grid") & (self.person != "s1")])
-        test |= np.isin(self.person, others[:2])
+        test |= np.isin(self.person, others[: min(2, len(others) // 3)])
         # A still whose identity is rendered in a held-out synthetic clip is held out too.
         held = {f"stills/{p}.jpg" for p in np.unique(self.person[test & (self.kind == "synth")])}
         test |= np.isin(self.clip, list(held))
         return Split(np.flatnonzero(~test), np.flatnonzero(test))
+
+
+def _optional(
+    path: Path, dtype: type[np.generic], shape: tuple[int, ...]
+) -> NDArray[np.generic] | None:
+    return np.memmap(path, dtype, "r", shape=shape) if path.exists() else None
 
 
 def _lip_mirror(face: FaceModel, landmark_mirror: NDArray[np.int64]) -> F32:
@@ -161,6 +178,36 @@ def augmented(
     return pixels, apply_transform(transform, landmarks), move_code(code, transform)
 
 
+def augmented_flow(
+    cache: FrameCache, row: int, transform: F32, *, flip: bool, size: int
+) -> tuple[F32, F32]:
+    """Backward flow to the clip's first frame (2, size, size) in crop units and its validity
+    (1, size, size), under the same crop similarity for both frames.
+
+    A cache without flow gives zeros, valid nowhere.
+    """
+    if cache.flow is None or cache.valid is None or cache.kind[row] != "synth":
+        return np.zeros((2, size, size), np.float32), np.zeros((1, size, size), np.float32)
+    flow = np.asarray(cache.flow[row], np.float32)
+    valid = np.asarray(cache.valid[row], np.float32) / np.float32(255)
+    if flip:
+        flow = (flow[:, ::-1] * [-1, 1] + [1, 0]).astype(np.float32)
+        valid = valid[:, ::-1]
+    to_unit = np.array([[1 / SIZE, 0, 0], [0, 1 / SIZE, 0]], np.float32)
+    chain = _compose(_compose(WHOLE * np.float32(size / SIZE), transform), to_unit)
+    # Pixel centres lie at +.5; outside the picture nothing is valid.
+    at = chain.copy()
+    at[:, 2] += chain[:, :2] @ [0.5, 0.5] - 0.5
+    held = cv2.warpAffine(np.ascontiguousarray(valid), at, (size, size), flags=cv2.INTER_LINEAR)
+    moved = cv2.warpAffine(
+        np.ascontiguousarray(flow), at, (size, size), flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+    origin = apply_transform(transform, np.asarray(moved.reshape(-1, 2), np.float32))
+    known = (held > 0.9).astype(np.float32)
+    return origin.reshape(size, size, 2).transpose(2, 0, 1).copy(), known[None]
+
+
 def _compose(a: F32, b: F32) -> F32:
     """Transform that applies b first."""
     row = np.array([[0, 0, 1]], np.float32)
@@ -176,6 +223,15 @@ def rarity(cache: FrameCache) -> NDArray[np.float64]:
     opened = np.clip(lip[:, 0], 0, 3)
     moved = np.abs(exp).max(1)
     return np.asarray(1 + 8 * shut + opened + moved)
+
+
+def shares(
+    cache: FrameCache, rows: NDArray[np.int64], wanted: tuple[float, ...]
+) -> NDArray[np.float64]:
+    """Probability of each of `KINDS`; kinds that `rows` do not hold give theirs to the others."""
+    held = [bool((cache.kind[rows] == kind).any()) for kind in KINDS]
+    share = np.array(wanted) * held
+    return np.asarray(share / share.sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,19 +16,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import typer
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.codes import FACTOR_SLICES
 from models.config import ModelConfig
 from models.face import GROUPS
 from models.networks.generator import AppearanceEncoder, Generator, resize, rotation, warp
-from trainer.cache import SIZE
-from trainer.frames import WHOLE, FrameCache, augmented, random_similarity, rarity
+from trainer.frames import SIZE, WHOLE, FrameCache, augmented, random_similarity, rarity
 from trainer.loader import Make, Sample, batches, to_unit
 from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
+from trainer.losses.flow import landmark_flow, picture_difference, smooth_residual
 
 U8 = NDArray[np.uint8]
 
@@ -53,7 +51,7 @@ class GeneratorRecipe:
     seed: int = 3
 
 
-def _region(landmarks: NDArray[np.float32], kind: str, size: int = 64) -> U8:
+def region_weights(landmarks: NDArray[np.float32], kind: str, size: int = 64) -> U8:
     """Weights (64, 64): 0 elsewhere, 255 on mouth and eyes, 100 inside a drawn CG mouth."""
     image = np.zeros((size, size), np.uint8)
     for name in ("eye_left", "eye_right", "lips_outer"):
@@ -96,7 +94,7 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
             pixels.append(cv2.LUT(image, table.astype(np.uint8)[None]))
             landmarks.append(points)
             codes.append(code)
-            regions.append(_region(points, "synth" if kind == "synth" else "real"))
+            regions.append(region_weights(points, "synth" if kind == "synth" else "real"))
         shape = cache.shape[chosen[0]]
         if flip:
             shape = shape[cache.landmark_mirror] * np.array([-1, 1, 1], np.float32)
@@ -118,21 +116,9 @@ def exact_shape(face: nn.Module, shape: Tensor, code: Tensor, landmarks: Tensor)
     """
     seen = face(shape, code)[:, :152]
     pose = code[:, FACTOR_SLICES["pose"]]
-    plane = (landmarks - seen) * torch.tensor([1.0, -1.0]) / pose[:, 5:6].exp()[:, None]
+    plane = (landmarks - seen) * landmarks.new_tensor([1.0, -1.0]) / pose[:, 5:6].exp()[:, None]
     lifted = torch.cat([plane, torch.zeros_like(plane[..., :1])], -1)
     return shape + torch.matmul(lifted, rotation(pose))
-
-
-def _difference(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """Weighted L1 of values and of their horizontal and vertical gradients, at two scales."""
-    total = ((a - b).abs() * weight).mean()
-    for _ in range(2):
-        dx = (a[..., 1:] - a[..., :-1]) - (b[..., 1:] - b[..., :-1])
-        dy = (a[..., 1:, :] - a[..., :-1, :]) - (b[..., 1:, :] - b[..., :-1, :])
-        total = total + (dx.abs() * weight[..., 1:]).mean() + (dy.abs() * weight[..., 1:, :]).mean()
-        a, b, weight = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2), F.avg_pool2d(weight, 2)
-        total = total + 0.5 * ((a - b).abs() * weight).mean()
-    return total
 
 
 class GeneratorStep:
@@ -178,8 +164,8 @@ class GeneratorStep:
         blend = mask * warped + (1 - mask) * rgb
         inner = slice(8, -8)
         w = weight[..., inner, inner]
-        out["blend"] = _difference(blend[..., inner, inner], wanted[..., inner, inner], w)
-        out["rgb"] = 0.4 * _difference(rgb[..., inner, inner], wanted[..., inner, inner], w)
+        out["blend"] = picture_difference(blend[..., inner, inner], wanted[..., inner, inner], w)
+        out["rgb"] = 0.4 * picture_difference(rgb[..., inner, inner], wanted[..., inner, inner], w)
         out["mask"] = 0.02 * ((1 - mask) * (weight < 1.5)).mean()
         return out
 
@@ -206,19 +192,10 @@ class GeneratorStep:
         recipe = self.recipe
         driven = batch["landmarks"][:, 1:].flatten(0, 1)
         origin = many(batch["landmarks"][:, 0])
-        grid = (driven * 2 - 1)[:, :, None]
-        inside = ((driven > 0.01) & (driven < 0.99)).all(-1, keepdim=True).float()
-        at = F.grid_sample(flow, grid, align_corners=False, padding_mode="border")
-        important = torch.ones(1, driven.shape[1], 1)
-        important[:, GROUPS["eye_left"].start : GROUPS["iris_right"].stop] = 2
-        important[:, GROUPS["lips_outer"].start :] = 2.5
-        error = ((at[..., 0].transpose(1, 2) - origin).abs() * inside * important).mean()
-        curves = [residual.roll(1, d) - 2 * residual + residual.roll(-1, d) for d in (2, 3)]
-        bend = sum(curve[:, :, 1:-1, 1:-1].abs().mean() for curve in curves)
         small = warp(many(resize(source, 128)), resize(flow, 128))
         return {
-            "landmarks": recipe.landmark_weight * error,
-            "residual": recipe.residual_weight * (residual.abs().mean() + 2 * bend),
+            "landmarks": recipe.landmark_weight * landmark_flow(flow, driven, origin),
+            "residual": recipe.residual_weight * smooth_residual(residual),
             "warp": (small - resize(target, 128)).abs().mean(),
         }
 
@@ -273,4 +250,6 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, threads: int = 1) -> No
 
 
 if __name__ == "__main__":
+    import typer
+
     typer.run(train)

@@ -23,12 +23,23 @@ def batches(
     start: int = 0,
     ahead: int = 4,
     threads: int = 2,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of `make(rng)`; batch i depends on (seed, i) only, so runs can resume."""
+    """Endless batches of `make(rng)`; sample j of batch i depends on (seed, i, j) only.
+
+    So runs can resume, and process k of n (`part` = (k, n)) makes just its own share of the same
+    batch, `size` / n samples.
+
+    Raises:
+        ValueError: `size` does not divide by the number of processes.
+    """
+    mine, parts = part
+    if size % parts:
+        raise ValueError(f"a batch of {size} does not divide into {parts} equal parts")
+    share = range(mine * size // parts, (mine + 1) * size // parts)
 
     def one(index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((seed, index))
-        samples = [make(rng) for _ in range(size)]
+        samples = [make(np.random.default_rng((seed, index, j))) for j in share]
         return {k: torch.from_numpy(np.stack([s[k] for s in samples])) for k in samples[0]}
 
     with ThreadPoolExecutor(threads) as pool:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import typer
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,9 +22,9 @@ from models.codes import DIMS, FACTOR_SLICES, FACTORS, Factor
 from models.config import ModelConfig
 from models.face import GROUPS
 from models.networks.motion import MotionEncoder
-from trainer.cache import SIZE
 from trainer.frames import (
     KINDS,
+    SIZE,
     WHOLE,
     FrameCache,
     Pool,
@@ -33,6 +32,7 @@ from trainer.frames import (
     degrade,
     random_similarity,
     rarity,
+    shares,
 )
 from trainer.loader import Make, Sample, batches, to_unit
 from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
@@ -74,24 +74,30 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: MotionRecipe) ->
     misc = by_kind["grid"][cache.person[by_kind["grid"]] != "s1"]
     pools = {kind: Pool.weighted(mine, rare) for kind, mine in by_kind.items()}
     misc_pool = Pool.weighted(misc, rare)
+    share = shares(cache, rows, recipe.share)
 
     def make(rng: np.random.Generator) -> Sample:
-        kind = str(rng.choice(KINDS, p=recipe.share))
+        kind = str(rng.choice(KINDS, p=share))
         other = kind == "grid" and len(misc) > 0 and rng.random() < 0.2
         row = (misc_pool if other else pools[kind]).draw(rng)
         move = random_similarity(rng, zoom=0.1, angle=0.1, shift=0.045)
         pixels, landmarks, code = augmented(
             cache, row, move, flip=rng.random() < 0.5, out=WHOLE, size=SIZE
         )
-        trust = np.concatenate([np.full(DIMS[f], _TRUST[kind][f] * _SCALE[f]) for f in FACTORS])
         return {
             "face": degrade(rng, pixels),
             "landmarks": landmarks,
             "code": code,
-            "trust": trust.astype(np.float32),
+            "trust": trust_of(kind),
         }
 
     return make
+
+
+def trust_of(kind: str) -> NDArray[np.float32]:
+    """How much each of the 58 named dimensions of a kind of data counts, in scaled units."""
+    parts = [np.full(DIMS[f], _TRUST[kind][f] * _SCALE[f]) for f in FACTORS]
+    return np.concatenate(parts).astype(np.float32)
 
 
 def lip_weights(cache: FrameCache) -> Tensor:
@@ -134,7 +140,10 @@ def evaluate(net: MotionEncoder, cache: FrameCache, rows: NDArray[np.int64]) -> 
     rng = np.random.default_rng(0)
     result: dict[str, float] = {}
     for kind in KINDS:
-        mine = rng.choice(rows[cache.kind[rows] == kind], 300)
+        held = rows[cache.kind[rows] == kind]
+        if not len(held):
+            continue
+        mine = rng.choice(held, 300)
         faces, landmarks, codes = zip(
             *[augmented(cache, int(r), still, flip=False, out=WHOLE, size=SIZE) for r in mine],
             strict=True,
@@ -198,4 +207,6 @@ def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, thread
 
 
 if __name__ == "__main__":
+    import typer
+
     typer.run(train)

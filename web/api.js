@@ -133,6 +133,25 @@ export async function createSession(body, signal) {
 }
 
 /**
+ * Gives a session whose peer was lost a new one; portrait, sources and codes stay as they were.
+ * @param {string} sessionId
+ * @param {string} token
+ * @param {string} sdp the new offer
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<{answer: SessionAnswer, iceServers: RTCIceServer[]}>}
+ */
+export async function resumeSession(sessionId, token, sdp, signal) {
+  const path = `/api/sessions/${encodeURIComponent(sessionId)}/resume`;
+  const init = json({ sdp, type: "offer" });
+  const headers = { ...init.headers, Authorization: `Bearer ${token}` };
+  const response = await request(path, { ...init, headers, signal });
+  return {
+    answer: await response.json(),
+    iceServers: iceServersOf(response.headers.get("Link") ?? ""),
+  };
+}
+
+/**
  * @param {string} sessionId
  * @param {string} token
  * @param {Candidate} candidate

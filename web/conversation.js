@@ -1,11 +1,12 @@
 // @ts-check
 /**
  * The life of a conversation: idle → starting → live → (reconnecting → live)* → idle. It owns
- * the call and tries again by itself when one is lost; it knows nothing of the page.
+ * the call and tries again by itself when one is lost: first with the same session, which the
+ * server keeps for half a minute, then with a new one. It knows nothing of the page.
  * @import {ClientMessage, ServerMessage, SessionRequest} from './protocol.js'
  */
 
-import { ApiError } from "./api.js";
+import { ApiError, endSession } from "./api.js";
 import { Call, MediaPathError } from "./rtc.js";
 import { pause } from "./dom.js";
 
@@ -30,6 +31,8 @@ export class Conversation {
   /** @type {ConversationHandlers} */ #handlers;
   /** @type {import('./devices.js').Devices} */ #devices;
   /** @type {Call | null} */ #call = null;
+  /** @type {import('./rtc.js').SessionKey | null} the lost session, while it may be resumed */
+  #kept = null;
   /** @type {Phase} */ #phase = "idle";
   #stopping = new AbortController();
 
@@ -98,7 +101,8 @@ export class Conversation {
     const handlers = { onMessage, onStream, onLost: () => void this.#reconnect() };
     const call = new Call(handlers, microphone, camera);
     this.#call = call;
-    await call.open(choose());
+    await call.open(choose(), this.#kept);
+    this.#kept = null;
     // The devices may have changed while the call was being opened.
     if (this.#devices.camera !== camera) await call.setCamera(this.#devices.camera);
     if (this.#devices.microphone !== microphone) {
@@ -112,12 +116,13 @@ export class Conversation {
     const signal = this.#stopping.signal;
     /** @type {unknown} */
     let failure = null;
+    this.#kept = this.#call?.session ?? null;
     for (const delayMs of RETRY_DELAYS_MS) {
-      const closing = this.#call?.close();
+      if (this.#kept) this.#call?.abandon();
+      else void this.#call?.close();
       await this.#waitForNetwork(failure instanceof ApiError && failure.status === 503
         ? failure.retryAfterS * 1000
         : delayMs, signal);
-      await Promise.race([closing, pause(2000)]);
       if (signal.aborted) return;
       try {
         await this.#dial();
@@ -128,7 +133,10 @@ export class Conversation {
         failure = error;
         const canHelp =
           error instanceof MediaPathError || (error instanceof ApiError && error.isTemporary);
-        if (!canHelp) break;
+        if (canHelp) continue;
+        if (!this.#kept) break;
+        // The server does not know the session any more: the next try opens a new one.
+        this.#kept = null;
       }
     }
     await this.#giveUp(failure, true);
@@ -154,6 +162,7 @@ export class Conversation {
    * @param {boolean} wasLive
    */
   async #giveUp(error, wasLive) {
+    this.#forget();
     const closing = this.#call?.close();
     this.#call = null;
     this.#enter("idle");
@@ -161,9 +170,16 @@ export class Conversation {
     await closing;
   }
 
+  /** Ends a lost session that nobody will resume. */
+  #forget() {
+    if (this.#kept) void endSession(this.#kept.id, this.#kept.token);
+    this.#kept = null;
+  }
+
   /** Opens a new call with a new choice, keeping microphone and camera open. */
   async restart() {
     if (this.#phase === "idle") return;
+    this.#forget();
     this.#stopping.abort();
     this.#stopping = new AbortController();
     const signal = this.#stopping.signal;
@@ -184,6 +200,7 @@ export class Conversation {
   /** Ends everything now. The server is told even when the page is going away. */
   async stop() {
     this.#stopping.abort();
+    this.#forget();
     const closing = this.#call?.close();
     this.#call = null;
     this.#enter("idle");

@@ -131,6 +131,9 @@ const NOTICE_TITLES = {
   face_missing: "Your face is not seen",
   frame_failed: "A picture could not be drawn",
   source_unusable: "That source cannot be used",
+  quality_reduced: "A simpler picture for now",
+  picture_frozen: "The picture waits",
+  quality_restored: "Full quality again",
 };
 
 /**

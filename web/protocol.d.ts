@@ -46,15 +46,22 @@ export interface Ping {
   t_ms: number;
 }
 
-/** What the receiver measured: getStats and requestVideoFrameCallback, about once a second. */
+/** What the receiver measured: getStats and requestVideoFrameCallback, about once a second. `present_ms` is from a frame's last packet until it is shown, `glass_ms` from its capture by the sender's reports until it is shown, both 95th percentiles; 0 where unknown. */
 export interface ClientStats {
   type: "client_stats";
   fps: number;
   jitter_buffer_ms?: number;
+  voice_buffer_ms?: number;
+  decode_ms?: number;
+  present_ms?: number;
+  glass_ms?: number;
   rtt_ms?: number;
+  jitter_ms?: number;
   av_skew_ms?: number;
   freezes?: number;
+  freeze_ms?: number;
   frames_dropped?: number;
+  packets_lost?: number;
 }
 
 /** One slider of a factor; `label` is for people. */
@@ -106,6 +113,15 @@ export interface StageMs {
   p99: number;
 }
 
+/** How much picture the session gets now; `reason` says what does not allow for more. */
+export interface Quality {
+  level: number;
+  name: string;
+  fps: number;
+  size: number;
+  reason: "machine" | "network" | "none";
+}
+
 /** Once a second. Added latency: mic packet in to avatar packet out, no algorithmic part. */
 export interface Stats {
   type: "stats";
@@ -119,6 +135,7 @@ export interface Stats {
   dropped: number;
   stages: Record<string, StageMs>;
   webcam: "off" | "searching" | "tracking";
+  quality: Quality;
 }
 
 /** Something a person should know, e.g. code `face_missing`. */
@@ -150,7 +167,13 @@ export interface SessionRequest {
   size?: 256 | 384 | 512;
 }
 
-/** Answer of `POST /api/sessions`; `token` authorises everything else on this session. */
+/** Body of `POST /api/sessions/{id}/resume`: a new peer for a session that lost its own. */
+export interface ResumeRequest {
+  sdp: string;
+  type: "offer";
+}
+
+/** Answer of `POST /api/sessions` and of a resume; `token` authorises everything else. */
 export interface SessionAnswer {
   sdp: string;
   type: "answer";

@@ -6,18 +6,24 @@
  * @import {ClientMessage, ServerMessage, SessionRequest} from './protocol.js'
  */
 
-import { createSession, endSession, sendCandidate } from "./api.js";
+import { createSession, endSession, resumeSession, sendCandidate } from "./api.js";
 import { lowLatencyAudio } from "./sdp.js";
 
 const CONNECT_TIMEOUT_MS = 15_000;
 /** "disconnected" often heals by itself; after this long it counts as lost. */
 const DISCONNECTED_GRACE_MS = 3_000;
+/** The server speaks once a second; after so long without a word (sleep, another network) the
+ * call counts as lost. */
+const SILENCE_MS = 6_000;
+const WATCH_EVERY_MS = 1_000;
 const WEBCAM_MAX_BITRATE = 900_000;
 
 /** Signalling worked, media did not get through. */
 export class MediaPathError extends Error {
   name = "MediaPathError";
 }
+
+/** @typedef {{id: string, token: string}} SessionKey what a session is resumed with */
 
 /**
  * @typedef {object} CallHandlers
@@ -32,11 +38,13 @@ export class Call {
   /** @type {RTCRtpTransceiver} */ #video;
   /** @type {RTCDataChannel} */ #channel;
   /** @type {CallHandlers} */ #handlers;
-  /** @type {{id: string, token: string} | null} */ #session = null;
+  /** @type {SessionKey | null} */ #session = null;
   #remote = new MediaStream();
   #stopping = new AbortController();
   #isUp = false;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #grace;
+  /** @type {ReturnType<typeof setInterval> | undefined} */ #watching;
+  #heardAt = 0;
 
   /**
    * @param {CallHandlers} handlers
@@ -64,17 +72,25 @@ export class Call {
     return this.#peer;
   }
 
+  /** The session of this call, null before there is one. */
+  get session() {
+    return this.#session;
+  }
+
   /**
    * Resolves when the control channel is open.
-   * @param {Omit<SessionRequest, 'sdp' | 'type'>} choice
+   * @param {Omit<SessionRequest, 'sdp' | 'type'>} choice what a new session begins with
+   * @param {SessionKey | null} [previous] the session to go on with instead of a new one
    * @throws {import('./api.js').ApiError | MediaPathError | DOMException}
    */
-  async open(choice) {
+  async open(choice, previous = null) {
     const peer = this.#peer;
     const signal = this.#stopping.signal;
     const offer = await peer.createOffer();
     const sdp = lowLatencyAudio(offer.sdp ?? "");
-    const created = await createSession({ ...choice, sdp, type: "offer" }, signal);
+    const created = previous
+      ? await resumeSession(previous.id, previous.token, sdp, signal)
+      : await createSession({ ...choice, sdp, type: "offer" }, signal);
     const { answer, iceServers } = created;
     this.#session = { id: answer.session_id, token: answer.token };
     if (signal.aborted) {
@@ -105,6 +121,7 @@ export class Call {
       const succeed = () => {
         settle();
         this.#isUp = true;
+        this.#watchSilence();
         resolve();
       };
       function fail() {
@@ -158,15 +175,25 @@ export class Call {
     }
   }
 
+  /** A computer that slept, or moved to another network, learns here that nobody speaks. */
+  #watchSilence() {
+    this.#heardAt = performance.now();
+    this.#watching = setInterval(() => {
+      if (performance.now() - this.#heardAt > SILENCE_MS) this.#lost();
+    }, WATCH_EVERY_MS);
+  }
+
   #lost() {
     if (!this.#isUp) return;
     this.#isUp = false;
+    clearInterval(this.#watching);
     this.#handlers.onLost();
   }
 
   /** @param {unknown} data */
   #receive(data) {
     if (typeof data !== "string") return;
+    this.#heardAt = performance.now();
     let message;
     try {
       message = JSON.parse(data);
@@ -195,16 +222,23 @@ export class Call {
     if (!this.#stopping.signal.aborted) await this.#audio.sender.replaceTrack(track);
   }
 
-  /** Ends the call and frees the server's slot. Safe to call twice. */
+  /** Ends the call and its session, which frees the server's slot. Safe to call twice. */
   async close() {
+    if (this.#stopping.signal.aborted) return;
+    const ended = this.#session ? endSession(this.#session.id, this.#session.token) : null;
+    this.abandon();
+    await ended;
+  }
+
+  /** Ends the call and leaves its session to be resumed. Safe to call twice. */
+  abandon() {
     if (this.#stopping.signal.aborted) return;
     this.#isUp = false;
     clearTimeout(this.#grace);
+    clearInterval(this.#watching);
     this.#stopping.abort();
-    const ended = this.#session ? endSession(this.#session.id, this.#session.token) : null;
     this.#channel.close();
     this.#peer.close();
-    await ended;
   }
 }
 

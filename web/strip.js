@@ -11,12 +11,17 @@ const WEBCAM = { off: "Off", searching: "Searching", tracking: "Tracking" };
 /** Beyond these a number is marked; the first is where lips visibly leave the sound. */
 const SKEW_LIMIT_MS = 45;
 const LATENCY_LIMIT_MS = 120;
+const BUFFER_LIMIT_MS = 150;
+/** The browser's skew jumps by a frame from report to report; this much of each counts. */
+const SKEW_WEIGHT = 0.25;
 
 export class Strip {
   #fps = byId("strip-fps", HTMLElement);
   #latency = byId("strip-latency", HTMLElement);
   #algorithmic = byId("strip-algorithmic", HTMLElement);
   #skew = byId("strip-skew", HTMLElement);
+  #buffer = byId("strip-buffer", HTMLElement);
+  /** smoothed, as this browser plays; null until it tells @type {number | null} */ #played = null;
   #engine = byId("strip-engine", HTMLButtonElement);
   #engineReason = byId("strip-engine-reason", HTMLElement);
   #webcam = byId("strip-webcam", HTMLElement);
@@ -42,7 +47,8 @@ export class Strip {
     const p95 = stats.added_latency_ms.p95;
     set(this.#latency, p95.toFixed(0), "ms", p95 > LATENCY_LIMIT_MS);
     set(this.#algorithmic, stats.algorithmic_latency_ms.toFixed(0), "ms");
-    const skew = stats.av_skew_ms;
+    // What this browser plays counts; until it tells, what left the server.
+    const skew = this.#played ?? stats.av_skew_ms;
     const sign = skew >= 0.5 ? "+" : skew <= -0.5 ? "−" : "";
     set(this.#skew, sign + Math.abs(skew).toFixed(0), "ms", Math.abs(skew) > SKEW_LIMIT_MS);
     set(this.#webcam, WEBCAM[stats.webcam]);
@@ -52,10 +58,20 @@ export class Strip {
   /** @param {ClientStats} report what this page measured: the frames a person sees */
   shown(report) {
     set(this.#fps, report.fps.toFixed(0), "fps", report.fps < this.#wantedFps * 0.8);
+    const bufferMs = report.jitter_buffer_ms ?? 0;
+    set(this.#buffer, bufferMs.toFixed(0), "ms", bufferMs > BUFFER_LIMIT_MS);
+    const skewMs = report.av_skew_ms ?? 0;
+    if (skewMs !== 0) {
+      const before = this.#played ?? skewMs;
+      this.#played = before + SKEW_WEIGHT * (skewMs - before);
+    }
   }
 
   end() {
-    for (const cell of [this.#fps, this.#latency, this.#algorithmic, this.#skew]) set(cell, NONE);
+    this.#played = null;
+    for (const cell of [this.#fps, this.#latency, this.#algorithmic, this.#skew, this.#buffer]) {
+      set(cell, NONE);
+    }
     set(this.#webcam, NONE);
     this.#webcam.dataset.state = "off";
     this.#engine.textContent = NONE;

@@ -13,6 +13,10 @@ from models.config import ModelConfig
 from models.networks.audio import AudioEncoder
 from models.networks.generator import AppearanceEncoder, Generator
 from models.networks.motion import MotionEncoder
+from models.networks.paper.appearance import AppearanceEncoder as PaperAppearanceEncoder
+from models.networks.paper.audio import AudioEncoder as PaperAudioEncoder
+from models.networks.paper.generator import Generator as PaperGenerator
+from models.networks.paper.motion import MotionEncoder as PaperMotionEncoder
 
 
 class Exported(nn.Module):
@@ -37,14 +41,12 @@ class Networks(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.audio = Exported(AudioEncoder(config), ("mel",), ("lip",))
-        self.motion = Exported(MotionEncoder(config), ("face",), (*FACTORS, "landmarks"))
-        self.appearance = Exported(AppearanceEncoder(), ("source",), ("f64", "f32", "identity"))
-        self.generator = Exported(
-            Generator(config),
-            ("rgb128", "f64", "f32", "identity", "shape", "source_code", "driving_code"),
-            ("flow", "mask", "rgb"),
-        )
+        nets, features = _paper(config) if config.family == "paper" else _live(config)
+        audio, motion, appearance, generator = nets
+        self.audio = Exported(audio, ("mel",), ("lip",))
+        self.motion = Exported(motion, ("face",), (*FACTORS, "landmarks"))
+        self.appearance = Exported(appearance, ("source",), features)
+        self.generator = Exported(generator, config.generator_inputs, ("flow", "mask", "rgb"))
         self.eval()
 
     def __getitem__(self, name: str) -> Exported:
@@ -56,6 +58,24 @@ class Networks(nn.Module):
         """Name and network, in the order of `models.checkpoint.NETWORKS`."""
         for name in ("audio", "motion", "appearance", "generator"):
             yield name, self[name]
+
+
+def _live(config: ModelConfig) -> tuple[tuple[nn.Module, ...], tuple[str, ...]]:
+    nets = AudioEncoder(config), MotionEncoder(config), AppearanceEncoder(), Generator(config)
+    return nets, ("f64", "f32", "identity")
+
+
+def _paper(config: ModelConfig) -> tuple[tuple[nn.Module, ...], tuple[str, ...]]:
+    nets = (
+        PaperAudioEncoder(config), PaperMotionEncoder(config), PaperAppearanceEncoder(),
+        PaperGenerator(config),
+    )  # fmt: skip
+    return nets, ("map", "identity")
+
+
+def build(config: ModelConfig) -> Networks:
+    """The four networks of a configuration, untrained, in evaluation mode."""
+    return Networks(config)
 
 
 def load_networks(checkpoint: Checkpoint) -> Networks:

@@ -69,8 +69,12 @@ class AudioEncoder(nn.Module):
         )
         self.lip = nn.Linear(512, DIMS["lip"])
 
+    def embed(self, mel_BTM: Tensor) -> tuple[Tensor, Tensor]:
+        """The 512-d pre-embedding and the lip code (B, 16)."""
+        x = (mel_BTM.transpose(1, 2)[:, None] - 0.4) * 3.0
+        pre: Tensor = self.feature(self.pool(self.body(x)))
+        return pre, self.lip(pre)
+
     def forward(self, mel_BTM: Tensor) -> Tensor:
         """Encode a batch of windows."""
-        x = (mel_BTM.transpose(1, 2)[:, None] - 0.4) * 3.0
-        out: Tensor = self.lip(self.feature(self.pool(self.body(x))))
-        return out
+        return self.embed(mel_BTM)[1]

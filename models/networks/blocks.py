@@ -75,3 +75,11 @@ def head(dims: int, features: int = 512) -> nn.Sequential:
         nn.Linear(features, 512), nn.ReLU(), nn.BatchNorm1d(512), nn.Linear(512, 512),
         nn.ReLU(), nn.Linear(512, dims),
     )  # fmt: skip
+
+
+def read_head(net: nn.Module, feature_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """A motion head's 512-d pre-embedding (before its last ReLU) and its code."""
+    assert isinstance(net, nn.Sequential)
+    pre: Tensor = net[:4](feature_BD)
+    code: Tensor = net[4:](pre)
+    return pre, code

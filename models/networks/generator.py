@@ -27,7 +27,7 @@ from models.codes import CODE_DIM, DIMS, FACTOR_SLICES
 from models.config import ModelConfig
 from models.face import BASIS_DIM, CANONICAL_ORIGIN, GROUPS, LANDMARKS, FaceModel
 from models.networks.blocks import ConvBlock, ModulatedConv, ModulatedRes, ResBlock
-from models.networks.openings import APERTURE_MAPS, ApertureMaps, LidWarp
+from models.networks.openings import APERTURE_MAPS, ApertureMaps, LidWarp, LipWarp
 
 STYLE = 128
 C64, C32 = 48, 96
@@ -77,6 +77,7 @@ class Geometry(nn.Module):
     crown: Tensor
     rim: Tensor
     origin: Tensor
+    down: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,6 +86,7 @@ class Geometry(nn.Module):
         self.register_buffer("crown", torch.zeros(_CROWN, 3))
         self.register_buffer("rim", _rim_points())
         self.register_buffer("origin", torch.from_numpy(CANONICAL_ORIGIN.copy()))
+        self.register_buffer("down", torch.tensor([1.0, -1.0]), persistent=False)
 
     def load_face_model(self, model: FaceModel) -> None:
         """Copy mean and basis; the crown is the upper face oval, grown and pushed back."""
@@ -93,7 +95,7 @@ class Geometry(nn.Module):
         oval = self.mean[GROUPS["oval"]]
         upper = torch.cat([oval[-10:], oval[:10]])
         centre = oval.mean(0)
-        grown = centre + (upper - centre) * torch.tensor([1.35, 1.32, 1.0])
+        grown = centre + (upper - centre) * centre.new_tensor([1.35, 1.32, 1.0])
         grown[:, 2] -= 0.16
         self.crown.copy_(grown)
 
@@ -106,7 +108,7 @@ class Geometry(nn.Module):
         moved = torch.cat([moved, self.crown.expand(size, -1, -1)], 1)
         pose = code_BD[:, FACTOR_SLICES["pose"]]
         turned = torch.matmul(moved, rotation(pose)[:, :2].transpose(1, 2))
-        turned = turned * pose[:, 5:6].exp()[:, None] * torch.tensor([1.0, -1.0])
+        turned = turned * pose[:, 5:6].exp()[:, None] * self.down
         points = turned + self.origin + pose[:, None, 3:5]
         return torch.cat([points, self.rim.expand(size, -1, -1)], 1)
 
@@ -233,6 +235,7 @@ class Generator(nn.Module):
         self.kernel = KernelFlow(config.flow_size)
         self.apertures = ApertureMaps(2 * config.flow_size)
         self.lids = LidWarp(2 * config.flow_size)
+        self.lips = LipWarp(2 * config.flow_size)
         self.style = nn.Sequential(
             nn.Linear(2 * CODE_DIM + 64, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE),
             nn.LeakyReLU(0.2),
@@ -279,7 +282,8 @@ class Generator(nn.Module):
         """Flow and everything the decoder needs besides the pixels.
 
         Kernel and convolutions move the head with the source's own eyes; lids and irises
-        are then moved inside the driving frame by `LidWarp`.
+        are then moved inside the driving frame by `LidWarp`, and `LipWarp` puts the lips'
+        lines exactly where they belong.
         """
         eye = FACTOR_SLICES["eye"]
         parts = [driving_code[:, : eye.start], source_code[:, eye], driving_code[:, eye.stop :]]
@@ -297,6 +301,7 @@ class Generator(nn.Module):
         x = self.flow_up(torch.cat([x, hints], 1), style)
         residual = self.flow_out(x) * 0.05
         flow = warp(coarse + residual, self.lids(driving, rest))
+        flow = self.lips(flow, driving, source)
         return Motion(flow, residual, x, hints, self.apertures(driving), style)
 
     def decode(self, rgb128: Tensor, f64: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
@@ -315,7 +320,8 @@ def _plane_turn(source_code: Tensor, driving_code: Tensor) -> Tensor:
     """(B, 2, 2) that maps image-plane offsets of the driving head to those of the source head."""
     slot = FACTOR_SLICES["pose"]
     source, driving = source_code[:, slot], driving_code[:, slot]
-    flip = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    # Made on the device: nothing may be copied to it while a CUDA graph is captured.
+    flip = 2 * torch.eye(2, device=source.device) - 1
     a = rotation(source)[:, :2, :2] * flip
     b = rotation(driving)[:, :2, :2] * flip
     determinant = b[:, 0, 0] * b[:, 1, 1] - b[:, 0, 1] * b[:, 1, 0]

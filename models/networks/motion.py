@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.codes import DIMS, FACTORS
+from models.codes import DIMS, FACTORS, Factor
 from models.config import ModelConfig
-from models.networks.blocks import ConvBlock, ResBlock, head
+from models.networks.blocks import ConvBlock, ResBlock, head, read_head
 
 #: Parts of the 256-pixel canonical crop: top, left, height, width.
 FACE = (46, 32, 192, 192)
@@ -78,8 +78,8 @@ class MotionEncoder(nn.Module):
         self.landmarks = nn.Linear(512, config.landmarks * 2)
         self.register_buffer("mean_landmarks", torch.zeros(config.landmarks, 2))
 
-    def forward(self, crop_BCHW: Tensor) -> dict[str, Tensor]:
-        """Read one batch of crops; landmarks are in canonical crop units."""
+    def features(self, crop_BCHW: Tensor) -> Tensor:
+        """Everything before the heads, the paper's trunk: (B, 512)."""
         size = self.config.face_size
         face = F.interpolate(
             _cut(crop_BCHW, FACE), (size, size), mode="bilinear", align_corners=False
@@ -90,7 +90,15 @@ class MotionEncoder(nn.Module):
             self.eye(_cut(crop_BCHW, LEFT_EYE)),
             self.eye(_cut(crop_BCHW, RIGHT_EYE).flip(3)),
         ]
-        feature = F.leaky_relu(self.feature(torch.cat(parts, 1)), 0.1)
+        return F.leaky_relu(self.feature(torch.cat(parts, 1)), 0.1)
+
+    def embed(self, factor: Factor, feature_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """One head on the trunk's feature: its 512-d pre-embedding and its code."""
+        return read_head(self.heads[factor], feature_BD)
+
+    def forward(self, crop_BCHW: Tensor) -> dict[str, Tensor]:
+        """Read one batch of crops; landmarks are in canonical crop units."""
+        feature = self.features(crop_BCHW)
         out: dict[str, Tensor] = {f: self.heads[f](feature) for f in FACTORS}
         offset = self.landmarks(feature).view(-1, self.config.landmarks, 2) * 0.1
         out["landmarks"] = self.mean_landmarks + offset

@@ -3,13 +3,14 @@
 A lid line or an iris is a cell or two of the flow's grid, so kernel and convolutions cannot
 place them. Their landmarks can: each opening lies between an upper and a lower curve, a
 kernel regression of landmarks over x. `ApertureMaps` draws the openings for the decoder,
-`LidWarp` moves lids and irises by geometry alone.
+`LidWarp` and `LipWarp` move lids, irises and lips by geometry alone.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.face import GROUPS
 
@@ -17,12 +18,15 @@ APERTURE_MAPS = 3
 #: Width of the kernel regression along x, in crop widths.
 CURVE_WIDTH = 0.012
 LID_CURVE_WIDTH = 0.008
+LIP_CURVE_WIDTH = 0.012
 #: Steepness of soft edges, per crop width: about one pixel of 256.
 SHARP = 300.0
 #: How far above the upper and below the lower lid the skin stretches.
 STRETCH_ABOVE, STRETCH_BELOW = 0.06, 0.035
 #: The white of the eye follows the iris up to this many iris radii from its centre.
 FOLLOW_RADII = 1.7
+#: How far around the lips the skin stretches, and how far beyond the corners.
+LIP_STRETCH, CORNER_STRETCH = 0.06, 0.03
 #: Eye curves have nine points; repeating the middle one pads them to the mouth's eleven.
 _NINE = (0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8)
 
@@ -148,3 +152,56 @@ class LidWarp(nn.Module):
             for axis in (0, 1):
                 shifts[axis].append(moved[:, axis, None, None] * follow)
         return torch.stack(shifts[0], 1), torch.stack(shifts[1], 1)
+
+
+class LipWarp(nn.Module):
+    """Sends every lip line of the driving frame exactly to its line in the source.
+
+    Kernel and convolutions smear upper and lower lip into each other, because in a closed
+    mouth they lie within one cell: half of the opening is lost. What they miss at the
+    landmarks of the four lip lines (outer and inner, upper and lower) is measured and added
+    back: exactly on the lines, linear between them, fading out in the skin around.
+    """
+
+    lines: Tensor
+    axis: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        outer, inner = GROUPS["lips_outer"].start, GROUPS["lips_inner"].start
+        across = tuple(range(11))
+        rows = [
+            _rows(outer, 20, True, across), _rows(inner, 20, True, across),
+            _rows(inner, 20, False, across), _rows(outer, 20, False, across),
+        ]  # fmt: skip
+        self.register_buffer("lines", torch.tensor(rows), persistent=False)
+        self.register_buffer("axis", _axis(size), persistent=False)
+
+    def forward(self, flow_B2SS: Tensor, driving_BK2: Tensor, source_BK2: Tensor) -> Tensor:
+        """Backward flow and control points of both frames -> corrected flow (B, 2, S, S)."""
+        points = driving_BK2[:, self.lines]
+        there = F.grid_sample(
+            flow_B2SS, points * 2 - 1, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        miss = source_BK2[:, self.lines] - there.permute(0, 2, 3, 1)
+        heights = curve(points, self.axis, LIP_CURVE_WIDTH)
+        errors = [
+            curve(torch.stack([points[..., 0], miss[..., i]], 3), self.axis, LIP_CURVE_WIDTH)
+            for i in (0, 1)
+        ]
+        error = torch.stack(errors, 1)[:, :, :, None]
+        y = self.axis[None, :, None]
+        added = torch.zeros_like(flow_B2SS)
+        above, before = heights[:, 0] - LIP_STRETCH, torch.zeros_like(error[:, :, 0])
+        for line in range(4):
+            below = torch.maximum(heights[:, line], above + 1e-3)
+            share = ((y - above[:, None]) / (below - above)[:, None]).clamp(0, 1)
+            added = added + (error[:, :, line] - before) * share[:, None]
+            above, before = below, error[:, :, line]
+        share = ((y - above[:, None]) / LIP_STRETCH).clamp(0, 1)
+        added = added - before * share[:, None]
+        first = points[..., 0].amin((1, 2))[:, None]
+        last = points[..., 0].amax((1, 2))[:, None]
+        beyond = torch.relu(first - self.axis) + torch.relu(self.axis - last)
+        span = torch.relu(1 - beyond / CORNER_STRETCH)
+        return flow_B2SS + added * span[:, None, None]

@@ -31,6 +31,7 @@ class BaseEngine(ABC):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config: ModelConfig = checkpoint.config
         self.face = checkpoint.face
+        self.manifest = checkpoint.manifest
         self.reason = ""
 
     @abstractmethod
@@ -42,8 +43,19 @@ class BaseEngine(ABC):
         size = self.config.image_size
         image = np.random.default_rng(0).integers(0, 255, (size, size, 3), np.uint8)
         self.audio(np.zeros((self.config.mel_window, MEL_BANDS), np.float32))
-        appearance = self.appearance(image)
-        self.draw(appearance, appearance.code)
+        self.run("motion", {"face": to_network(image)})
+        self.run("generator", self.resting(image))
+
+    def resting(self, source_HWC: NDArray[np.uint8]) -> dict[str, Array]:
+        """Inputs of the generator for a portrait at rest, whatever the configuration reads."""
+        code = np.zeros((1, self.config.code_dim), np.float32)
+        named = {
+            **self._features(source_HWC),
+            "shape": self.face.mean[None],
+            "source_code": code,
+            "driving_code": code,
+        }
+        return {name: named[name] for name in self.config.generator_inputs}
 
     def audio(self, mel_TM: Array) -> Array:
         """See `Engine.audio`."""
@@ -53,20 +65,33 @@ class BaseEngine(ABC):
         lip: Array = self.run("audio", {"mel": mel_TM[None]})["lip"][0]
         return lip
 
+    def audio_batch(self, mel_BTM: Array) -> Array:
+        """See `Engine.audio_batch`; one window after another, so equal to `audio` bit by bit."""
+        if mel_BTM.ndim != 3 or not len(mel_BTM):
+            raise ValueError(f"mel windows must be (B, T, 80) with B >= 1, got {mel_BTM.shape}")
+        return np.stack([self.audio(mel_TM) for mel_TM in mel_BTM])
+
     def motion(self, face_HWC: NDArray[np.uint8]) -> MotionReading:
         """See `Engine.motion`."""
-        out = self.run("motion", {"face": _to_network(face_HWC)})
+        out = self.run("motion", {"face": to_network(face_HWC)})
         code = MotionCode(**{f: out[f][0] for f in FACTORS})
         return MotionReading(code, out["landmarks"][0])
 
     def appearance(self, source_HWC: NDArray[np.uint8]) -> Appearance:
         """See `Engine.appearance`; the reading is averaged over small crop movements."""
         code, landmarks = self._read_portrait(source_HWC)
-        features = self.run("appearance", {"source": _to_network(source_HWC)})
+        features = self._features(source_HWC)
+        # Learnt codes do not move the landmark model; only their pose has its meaning.
+        named = code if self.config.family == "live" else MotionCode(pose=code.pose)
+        return Appearance(features, code, self.face.lift(landmarks, named), landmarks)
+
+    def _features(self, source_HWC: NDArray[np.uint8]) -> dict[str, Array]:
+        """E_app's maps and the source at half size, batch of 1."""
+        features = self.run("appearance", {"source": to_network(source_HWC)})
         half = self.config.image_size // 2
         small = cv2.resize(source_HWC, (half, half), interpolation=cv2.INTER_AREA)
-        features["rgb128"] = _to_network(np.asarray(small, np.uint8))
-        return Appearance(features, code, self.face.lift(landmarks, code), landmarks)
+        features["rgb128"] = to_network(np.asarray(small, np.uint8))
+        return features
 
     def _read_portrait(self, source_HWC: NDArray[np.uint8]) -> tuple[MotionCode, Array]:
         size = self.config.image_size
@@ -85,17 +110,20 @@ class BaseEngine(ABC):
 
     def draw(self, appearance: Appearance, driving: MotionCode) -> Drawing:
         """See `Engine.draw`."""
-        out = self.run(
-            "generator",
-            {
-                **appearance.features,
-                "shape": appearance.shape[None],
-                "source_code": appearance.code.concat()[None],
-                "driving_code": driving.concat()[None],
-            },
-        )
+        named = generator_inputs(appearance, driving)
+        out = self.run("generator", {n: named[n] for n in self.config.generator_inputs})
         flow, rgb = (np.ascontiguousarray(out[n][0].transpose(1, 2, 0)) for n in ("flow", "rgb"))
         return Drawing(flow, out["mask"][0, 0], rgb)
+
+
+def generator_inputs(appearance: Appearance, driving: MotionCode) -> dict[str, Array]:
+    """What the generator network takes for one frame, by name, with a batch axis of 1."""
+    return {
+        **appearance.features,
+        "shape": appearance.shape[None],
+        "source_code": appearance.code.concat()[None],
+        "driving_code": driving.concat()[None],
+    }
 
 
 def _move_back(translation: Array, offset: Array, zoom: float) -> Array:
@@ -104,10 +132,10 @@ def _move_back(translation: Array, offset: Array, zoom: float) -> Array:
     return np.asarray((moved - offset) / zoom - CANONICAL_ORIGIN, np.float32)
 
 
-def _to_network(image_HWC: NDArray[np.uint8]) -> Array:
+def to_network(image_HWC: NDArray[np.uint8]) -> Array:
     """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32 in [-1, 1]."""
     planes = image_HWC.transpose(2, 0, 1)[None].astype(np.float32)
     return planes / np.float32(127.5) - np.float32(1)
 
 
-__all__ = ["BaseEngine", "Network"]
+__all__ = ["BaseEngine", "Network", "generator_inputs", "to_network"]

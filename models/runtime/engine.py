@@ -21,6 +21,10 @@ class EngineError(RuntimeError):
     """An engine could not be loaded or run; the message says what to do."""
 
 
+class DeviceLostError(EngineError):
+    """The device or its driver failed: this engine is dead and must be made anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class MotionReading:
     """What E_mot reads from one face crop."""
@@ -66,6 +70,9 @@ class Engine(Protocol):
 
     def audio(self, mel_TM: Array) -> Array:
         """(config.mel_window, 80) log-mel in [0, 1] -> lip code (16,)."""
+
+    def audio_batch(self, mel_BTM: Array) -> Array:
+        """(B, config.mel_window, 80) log-mel windows, B >= 1 -> lip codes (B, 16)."""
 
     def motion(self, face_HWC: NDArray[np.uint8]) -> MotionReading:
         """(256, 256, 3) uint8 RGB canonical crop of a webcam frame -> codes and landmarks."""

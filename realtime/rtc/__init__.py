@@ -8,7 +8,10 @@ from realtime.rtc.bitrate import ceiling_bps
 from realtime.rtc.connection import IceOptions, IceServer, local_addresses
 from realtime.rtc.description import BadDescriptionError
 from realtime.rtc.internals import problems
-from realtime.rtc.peer import PeerHandler, PeerOptions, PeerStats, RtcPeer
+from realtime.rtc.peer import RtcPeer
+from realtime.rtc.peer_options import PeerHandler, PeerOptions
+from realtime.rtc.stats import PeerStats, Spread
+from realtime.rtc.stock import StockPeer, make_peer
 
 __all__ = [
     "AudioBlock",
@@ -19,7 +22,10 @@ __all__ = [
     "PeerOptions",
     "PeerStats",
     "RtcPeer",
+    "Spread",
+    "StockPeer",
     "ceiling_bps",
     "local_addresses",
+    "make_peer",
     "problems",
 ]

@@ -7,14 +7,17 @@ dropped here, so nothing downstream knows about packets.
 
 * In-order packets pass at once: no prefetch, no playout delay (a stock aiortc receiver
   adds 80 ms here).
-* A sequence gap holds what follows for `hold_s`, then the gap is concealed by exactly
-  the number of samples that the RTP timestamps say are missing.
+* A sequence gap holds what follows for `hold_s`, then the gap is filled by exactly
+  the number of samples that the RTP timestamps say are missing: from the copy that the
+  next packet carries, if it does (forward error correction), else by concealment.
 * When nothing comes for `starve_s` (muted sender, DTX, dead network) silence is filled
   at real-time pace, so the session clock never stops; audio that then arrives for a
   time already filled is dropped. So latency after a loss equals latency before it.
 * When *everything* comes too late for `rebase_s` (the path got slower), or timestamps
   jump by more than `MAX_GAP_SAMPLES`, the mapping from RTP time to index is moved
   instead.
+* A path that got slower and faster again leaves the line ahead of real time by the silence
+  that was filled in between; that is given back packet by packet in pauses of speech.
 * Audio faster than real time (a broken or hostile sender) is dropped by a token bucket.
 """
 
@@ -32,10 +35,17 @@ from realtime.rtc.sequence import Unwrapper
 
 Pcm = NDArray[np.int16]
 Decode = Callable[[bytes], Pcm]
+#: Payload and samples -> what was lost just before the payload, if it carries a copy.
+Recover = Callable[[bytes, int], Pcm | None]
 
 MAX_GAP_SAMPLES = WIRE_RATE_HZ
 MAX_HELD_PACKETS = 64
 FILL_SAMPLES = WIRE_RATE_HZ // 50
+#: Ahead of real time by more than this, quiet packets are left out; by more than the other, all.
+MAX_LEAD_SAMPLES = WIRE_RATE_HZ * 30 // 1000
+MOST_LEAD_SAMPLES = WIRE_RATE_HZ // 2
+#: -44 dBFS, the loudest room in which a pause is one.
+QUIET_RMS = 200.0
 _RESTART_DISTANCE = 3000
 
 #: RFC 6716 section 3.1: frame duration in 48 kHz samples by the five bits of `config`.
@@ -82,8 +92,12 @@ class AudioReceiveStats:
     lost_packets: int = 0
     flooded_packets: int = 0
     undecodable_packets: int = 0
+    recovered_samples: int = 0
+    """Lost, but copied in the packet after."""
     concealed_samples: int = 0
     filled_samples: int = 0
+    shortened_samples: int = 0
+    """Left out of pauses, because the line was ahead of real time."""
     rebases: int = 0
     held_max: int = 0
 
@@ -110,9 +124,11 @@ class AudioReceiveBuffer:
         hold_s: float = 0.010,
         starve_s: float = 0.060,
         rebase_s: float = 0.300,
+        recover: Recover = lambda payload, samples: None,
     ) -> None:
         self.stats = AudioReceiveStats()
         self._decode = decode
+        self._recover = recover
         self._hold_s = hold_s
         self._starve_s = starve_s
         self._rebase_s = rebase_s
@@ -126,6 +142,7 @@ class AudioReceiveBuffer:
         self._offset: int | None = None
         self._late_since: float | None = None
         self._anchor: tuple[float, int] | None = None
+        self._began: tuple[float, int] | None = None
         self._tokens = float(WIRE_RATE_HZ)
         self._tokens_at: float | None = None
         self._ready: list[AudioBlock] = []
@@ -148,7 +165,7 @@ class AudioReceiveBuffer:
     def start(self, now: float) -> None:
         """Start real-time filling at `now` unless audio already runs."""
         if self._anchor is None:
-            self._anchor = (now, self._write)
+            self._anchor = self._began = (now, self._write)
 
     def push(self, sequence: int, timestamp: int, payload: bytes, now: float) -> None:
         """Take one packet: 16-bit sequence number, 32-bit RTP timestamp, Opus payload."""
@@ -240,6 +257,7 @@ class AudioReceiveBuffer:
         if not self._take_tokens(opus_samples(held.payload), held.arrival_s):
             self.stats.flooded_packets += 1
             return
+        copy = self._copy_before(held)
         try:
             pcm = self._decode(held.payload)
         except ValueError:
@@ -258,8 +276,7 @@ class AudioReceiveBuffer:
             self.stats.rebases += 1
             gap = 0
         if gap > 0:
-            self._emit(self._conceal.conceal(gap), True, held.arrival_s)
-            self.stats.concealed_samples += gap
+            self._bridge(gap, copy, held.arrival_s)
         if gap < 0:
             pcm = pcm[-gap:]
         if len(pcm) == 0:
@@ -268,8 +285,41 @@ class AudioReceiveBuffer:
                 self._late_since = held.arrival_s
             return
         self._late_since = None
+        if self._too_early(pcm, held.arrival_s):
+            self._offset -= len(pcm)
+            self.stats.shortened_samples += len(pcm)
+            self._anchor = (held.arrival_s, self._write)
+            return
         self._emit(self._conceal.push(pcm), False, held.arrival_s)
         self._anchor = (held.arrival_s, self._write)
+
+    def _copy_before(self, held: _Held) -> Pcm | None:
+        """What a packet says about the end of the gap before it; asked before it is decoded."""
+        gap = 0 if self._offset is None else held.timestamp + self._offset - self._write
+        if not 0 < gap <= MAX_GAP_SAMPLES:
+            return None
+        return self._recover(held.payload, min(gap, opus_samples(held.payload)))
+
+    def _bridge(self, gap: int, copy: Pcm | None, arrival_s: float) -> None:
+        """Fill `gap` samples: concealment, then the copy of the last of them, if there is one."""
+        missing = gap - (0 if copy is None else len(copy))
+        if missing > 0:
+            self._emit(self._conceal.conceal(missing), True, arrival_s)
+            self.stats.concealed_samples += missing
+        if copy is not None:
+            self._emit(self._conceal.push(copy), False, arrival_s)
+            self.stats.recovered_samples += len(copy)
+
+    def _too_early(self, pcm: Pcm, now: float) -> bool:
+        """The line is ahead of real time, and nobody would miss this packet."""
+        if self._began is None:
+            self._began = (now, self._write)
+        at, index = self._began
+        lead = self._write - index - (now - at) * WIRE_RATE_HZ
+        if lead <= MAX_LEAD_SAMPLES:
+            return False
+        loudness = float(np.sqrt(np.mean(np.square(pcm, dtype=np.float32))))
+        return loudness < QUIET_RMS or lead > MOST_LEAD_SAMPLES
 
     def _too_long_late(self, gap: int, held: _Held) -> bool:
         late = gap < 0 and self._late_since is not None

@@ -2,8 +2,8 @@
 
 Waveform substitution in the spirit of ITU-T G.711 Appendix I: the period that best
 repeats the recent past is played again with an overlap, loses its level linearly and is
-silence after `FADE_MS`. The FFmpeg Opus decoder offers no packet-loss concealment of its
-own.
+silence after `FADE_MS`. It is independent of the codec, so that any length of gap can be
+filled to the sample.
 """
 
 from __future__ import annotations

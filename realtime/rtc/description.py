@@ -10,6 +10,7 @@ import ipaddress
 
 from aiortc import sdp
 from aiortc.rtcicetransport import RTCIceCandidate
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
 MAX_SECTIONS = 4
 MAX_CANDIDATES = 32
@@ -60,16 +61,41 @@ def _check_sections(description: sdp.SessionDescription) -> None:
             raise BadDescriptionError("The offer lacks ICE credentials.")
         if section.dtls is None or not section.dtls.fingerprints:
             raise BadDescriptionError("The offer lacks a DTLS fingerprint.")
-    wanted = {"video": "video/VP8", "audio": "audio/opus"}
-    for kind, codec in wanted.items():
+    usable = {"video": (_usable_video, "VP8 or H.264 baseline"), "audio": (_usable_audio, "Opus")}
+    for kind, (check, names) in usable.items():
         sections = [section for section in media if section.kind == kind]
         if not sections:
             raise BadDescriptionError(f"The offer has no {kind} section.")
-        names = {c.mimeType.lower() for c in sections[0].rtp.codecs}
-        if codec.lower() not in names:
-            raise BadDescriptionError(f"The offer does not support {codec.split('/')[1]}.")
+        if not any(check(codec) for codec in sections[0].rtp.codecs):
+            raise BadDescriptionError(f"The offer does not support {names}.")
         if sections[0].direction not in ("sendrecv", "recvonly"):
             raise BadDescriptionError(f"The offer does not want to receive {kind}.")
+    _check_bundle(description)
+
+
+def _check_bundle(description: sdp.SessionDescription) -> None:
+    """aiortc looks sections up by these names and fails in the middle when they are not there."""
+    mids = [section.rtp.muxId for section in description.media]
+    bundled = [
+        mid for group in description.group if group.semantic == "BUNDLE" for mid in group.items
+    ]
+    if len(set(mids)) != len(mids) or "" in mids:
+        raise BadDescriptionError("Every media section needs a mid of its own.")
+    if len(set(bundled)) != len(bundled) or not set(bundled) <= set(mids):
+        raise BadDescriptionError("The offer bundles media sections that are not there.")
+
+
+def _usable_audio(codec: RTCRtpCodecParameters) -> bool:
+    return codec.mimeType.lower() == "audio/opus"
+
+
+def _usable_video(codec: RTCRtpCodecParameters) -> bool:
+    """VP8, or H.264 (constrained) baseline with fragmentation units (RFC 6184 8.1)."""
+    if codec.mimeType.lower() != "video/h264":
+        return codec.mimeType.lower() == "video/vp8"
+    profile = str(codec.parameters.get("profile-level-id", "42e01f")).lower()
+    mode = str(codec.parameters.get("packetization-mode", "0"))
+    return mode == "1" and profile.startswith("42")
 
 
 def parse_candidate(text: str) -> RTCIceCandidate | None:
@@ -98,24 +124,35 @@ def _usable(text: str) -> bool:
     return True
 
 
-def finish_answer(text: str, *, public_ip: str | None = None) -> str:
-    """Ask for 10 ms audio packets, and announce `public_ip` instead of private addresses."""
+def short_packets(text: str) -> str:
+    """Ask the other side for 10 ms audio packets (RFC 8866 6.4)."""
     lines: list[str] = []
     kind = ""
-    announced: set[str] = set()
     for line in text.replace("\r\n", "\n").split("\n"):
         if line.startswith("m="):
             kind = line[2:].split(" ", 1)[0]
+        lines.append(line)
+        if kind == "audio" and line.startswith("a=rtcp-mux"):
+            lines.append("a=ptime:10")
+    return "\r\n".join(lines)
+
+
+def announce(text: str, public_ip: str | None) -> str:
+    """Put `public_ip` in place of this machine's addresses (NAT 1:1), each port once."""
+    if public_ip is None:
+        return text
+    lines: list[str] = []
+    announced: set[str] = set()
+    for line in text.replace("\r\n", "\n").split("\n"):
+        if line.startswith("m="):
             announced.clear()
-        if public_ip is not None and line.startswith("a=candidate:"):
+        if line.startswith("a=candidate:"):
             line = _with_address(line, public_ip)
             address = " ".join(line.split(" ")[4:6])
             if address in announced:
                 continue
             announced.add(address)
         lines.append(line)
-        if kind == "audio" and line.startswith("a=rtcp-mux"):
-            lines.append("a=ptime:10")
     return "\r\n".join(lines)
 
 

@@ -8,18 +8,22 @@ and `visavis doctor` call it.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import aiortc
 from aioice import Connection
-from aiortc import RTCPeerConnection
-from aiortc.rtcdtlstransport import RTCDtlsTransport
+from aioice.candidate import candidate_foundation
+from aioice.ice import StunProtocol, server_reflexive_candidate
+from aiortc import RTCPeerConnection, rtp
+from aiortc.rtcdtlstransport import RTCDtlsTransport, RtpRouter
 from aiortc.rtcicetransport import RTCIceGatherer, RTCIceTransport
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
 from aiortc.rtcrtpsender import RTCRtpSender
 from aiortc.rtcrtptransceiver import RTCRtpTransceiver
+from aiortc.rtp import HeaderExtensionsMap, RtpPacket
 
-from realtime.rtc.receivers import RtpReceiver
-from realtime.rtc.senders import RtpSender
+from realtime.rtc.rtp_receiver import RtpReceiver
+from realtime.rtc.rtp_sender import RtpSender
 
 AIORTC_SERIES = "1.16"
 
@@ -37,22 +41,59 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (RTCDtlsTransport, "_register_rtp_receiver", ("self", "receiver", "parameters")),
     (RTCDtlsTransport, "_unregister_rtp_receiver", ("self", "receiver")),
     (RTCDtlsTransport, "_get_stats", ("self",)),
+    (RTCDtlsTransport, "_handle_rtp_data", ("self", "data", "arrival_time_ms")),
+    (RTCDtlsTransport, "_handle_rtcp_data", ("self", "data")),
+    (RtpRouter, "route_rtp", ("self", "packet")),
+    (RtpRouter, "route_rtcp", ("self", "packet")),
+    (HeaderExtensionsMap, "configure", ("self", "parameters")),
+    (HeaderExtensionsMap, "get", ("self", "extension_profile", "extension_value")),
+    (HeaderExtensionsMap, "set", ("self", "values")),
+    (RtpPacket, "parse", ("data", "extensions_map")),
+    (RtpPacket, "serialize", ("self", "extensions_map")),
+    (RTCPeerConnection, "createOffer", ("self",)),
+    (RTCPeerConnection, "setRemoteDescription", ("self", "sessionDescription")),
     (RTCRtpReceiver, "_handle_rtp_packet", ("self", "packet", "arrival_time_ms")),
     (RTCRtpReceiver, "_handle_rtcp_packet", ("self", "packet")),
     (RTCRtpSender, "_handle_rtcp_packet", ("self", "packet")),
     (Connection, "get_component_candidates", ("self", "component", "addresses", "timeout")),
     (Connection, "data_received", ("self", "data", "component")),
     (RTCIceTransport, "addRemoteCandidate", ("self", "candidate")),
+    (StunProtocol, "__init__", ("self", "receiver")),
+    (RTCRtpSender, "_send_keyframe", ("self",)),
+)
+
+#: Functions that must look these names up on the object, where we put our own.
+_LOOKUPS: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
+    (RTCDtlsTransport._recv_next, ("_handle_rtp_data", "_handle_rtcp_data")),
+    (RTCDtlsTransport._register_rtp_sender, ("_rtp_header_extensions_map",)),
+    (RTCPeerConnection.setLocalDescription, ("createOffer", "createAnswer")),
+    (StunProtocol.datagram_received, ("data_received",)),
+)
+
+#: Functions of modules: (function, parameters).
+_FUNCTIONS: tuple[tuple[Callable[..., object], tuple[str, ...]], ...] = (
+    (rtp.unpack_header_extensions, ("extension_profile", "extension_value")),
+    (rtp.pack_header_extensions, ("extensions",)),
+    (server_reflexive_candidate, ("protocol", "stun_server")),
+    (candidate_foundation, ("candidate_type", "candidate_transport", "base_address")),
 )
 
 #: Attributes set in constructors: (class, names that its __init__ must assign).
 _ATTRIBUTES: tuple[tuple[type, tuple[str, ...]], ...] = (
     (
         RTCRtpTransceiver,
-        ("_RTCRtpTransceiver__sender", "_RTCRtpTransceiver__receiver", "_codecs", "_bundled"),
+        (
+            "_RTCRtpTransceiver__sender",
+            "_RTCRtpTransceiver__receiver",
+            "_codecs",
+            "_headerExtensions",
+            "_bundled",
+        ),
     ),
     (RTCIceGatherer, ("_connection",)),
-    (Connection, ("_queue",)),
+    (RTCDtlsTransport, ("_rtp_header_extensions_map", "_rtp_router")),
+    (RtpRouter, ("senders",)),
+    (Connection, ("_queue", "_protocols", "stun_server")),
     (RTCRtpSender, ("_enabled", "_ssrc", "_rtx_ssrc", "_stream_id")),
     (RTCRtpReceiver, ("_enabled", "_track")),
 )
@@ -80,6 +121,17 @@ def problems() -> list[str]:
             f"{cls.__name__}.__init__ no longer sets {name}"
             for name in names
             if name not in assigned
+        ]
+    for function, parameters in _FUNCTIONS:
+        actual = tuple(inspect.signature(function).parameters)
+        if actual != parameters:
+            found.append(f"{function.__name__} takes {actual}, expected {parameters}")
+    for function, names in _LOOKUPS:
+        looked_up = inspect.unwrap(function).__code__.co_names
+        found += [
+            f"{function.__qualname__} no longer uses {name}"
+            for name in names
+            if name not in looked_up
         ]
     found += _surface(RTCRtpSender, RtpSender)
     found += _surface(RTCRtpReceiver, RtpReceiver)

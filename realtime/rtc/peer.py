@@ -12,90 +12,40 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import av
 import numpy as np
-from aiortc import RTCDataChannel, RTCSessionDescription
+from aiortc import RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 from aiortc.rtcdtlstransport import RTCDtlsTransport
 from numpy.typing import NDArray
 
 from models.rates import WIRE_RATE_HZ
 from realtime.rtc.audio_receive import AudioBlock, AudioReceiveBuffer
-from realtime.rtc.codecs import OpusDecoder
-from realtime.rtc.connection import IceOptions, PeerConnection
+from realtime.rtc.connection import MediaOptions, PeerConnection
 from realtime.rtc.description import (
     MAX_CANDIDATES,
     BadDescriptionError,
+    announce,
     check_offer,
-    finish_answer,
     parse_candidate,
+    short_packets,
 )
-from realtime.rtc.receivers import AudioReceiver, RtpReceiver, VideoReceiver
-from realtime.rtc.senders import AudioSender, RtpSender, VideoSender
-from realtime.rtc.timing import CaptureClock, ntp_now
+from realtime.rtc.media_path import MediaPath
+from realtime.rtc.opus import OpusDecoder
+from realtime.rtc.peer_options import PeerHandler, PeerOptions
+from realtime.rtc.receivers import AudioReceiver, VideoReceiver
+from realtime.rtc.rtp_receiver import RtpReceiver
+from realtime.rtc.rtp_sender import RtpSender
+from realtime.rtc.senders import AudioSender, VideoSender
+from realtime.rtc.snapshot import snapshot
+from realtime.rtc.stats import PeerStats
+from realtime.rtc.timing import CaptureClock
 
 CONTROL_LABEL = "control"
 MAX_BUFFERED_BYTES = 262_144
 MAX_AUDIO_BLOCKS = 50
 _CLOSE_TIMEOUT_S = 3.0
-
-
-class PeerHandler(Protocol):
-    """What a peer tells its owner, always on the event loop. Must return quickly."""
-
-    def on_connected(self) -> None:
-        """Media can flow."""
-
-    def on_audio(self, block: AudioBlock) -> None:
-        """The next block of the unbroken audio line (see `audio_receive`)."""
-
-    def on_video(self, frame: av.VideoFrame) -> None:
-        """The latest received picture; `pts` is its unwrapped 90 kHz RTP timestamp."""
-
-    def on_channel_open(self) -> None:
-        """`send_message` works from now on."""
-
-    def on_message(self, data: bytes) -> None:
-        """One message of the control channel."""
-
-    def on_closed(self, reason: str) -> None:
-        """Called once, whoever closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerOptions:
-    """Settings of one connection."""
-
-    ice: IceOptions = field(default_factory=IceOptions)
-    public_ip: str | None = None
-    video_bps: int = 1_500_000
-    connect_s: float = 15.0
-    watchdog_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStats:
-    """A snapshot of counters; `None` where nothing is known yet."""
-
-    audio_packets: int
-    audio_lost: int
-    audio_late: int
-    concealed_ms: float
-    filled_ms: float
-    video_packets: int
-    video_lost: int
-    webcam_frames: int
-    frames_sent: int
-    frames_replaced: int
-    key_frames: int
-    target_bps: int
-    packets_sent: int
-    bytes_sent: int
-    retransmitted: int
-    round_trip_ms: float | None
 
 
 class RtcPeer:
@@ -129,7 +79,8 @@ class RtcPeer:
         self._candidates = 0
         self._connected = False
         self._close_task: asyncio.Task[None] | None = None
-        self._pc = PeerConnection(self._options.ice, self._make_streams)
+        self._paths: Callable[[], list[MediaPath]] = list
+        self._pc = self._make_connection()
         self._pc.on("connectionstatechange", self._on_state)
         self._pc.on("datachannel", self._on_channel)
 
@@ -140,7 +91,7 @@ class RtcPeer:
         cleaned = check_offer(offer)
         try:
             await self._pc.setRemoteDescription(RTCSessionDescription(cleaned, "offer"))
-            self._set_opus_parameters()
+            self._prepare_answer()
             await self._pc.setLocalDescription()
         except BadDescriptionError:
             raise
@@ -148,16 +99,15 @@ class RtcPeer:
             # aiortc raises many kinds for offers that parse but make no sense.
             raise BadDescriptionError(f"The offer cannot be answered: {exc}") from exc
         self._start()
-        return finish_answer(self._pc.localDescription.sdp, public_ip=self._options.public_ip)
+        return self._finish(self._pc.localDescription.sdp)
 
     async def offer(self) -> str:
         """Make an offer with audio, video and the control channel (client side)."""
-        self._pc.addTransceiver("audio", direction="sendrecv")
-        self._pc.addTransceiver("video", direction="sendrecv")
+        self._prepare_offer()
         self._wire_channel(self._pc.createDataChannel(CONTROL_LABEL))
         await self._pc.setLocalDescription()
         self._start()
-        return self._pc.localDescription.sdp
+        return self._finish(self._pc.localDescription.sdp)
 
     async def set_answer(self, answer: str) -> None:
         """Take the answer to `offer`. Raises BadDescriptionError."""
@@ -186,8 +136,7 @@ class RtcPeer:
 
     def set_capture_origin(self, index: int) -> None:
         """Capture sample `index` (48 kHz) is happening now: sender reports follow this clock."""
-        origin = ntp_now() - (index << 32) // WIRE_RATE_HZ
-        self._capture = CaptureClock(origin)
+        self._capture = CaptureClock.starting(index, WIRE_RATE_HZ)
         for sender in (self._audio_out, self._video_out):
             if sender is not None:
                 sender.capture = self._capture
@@ -216,9 +165,14 @@ class RtcPeer:
         return True
 
     def request_key_frame(self) -> None:
-        """Make the next sent frame a key frame."""
+        """Make the next sent frame a key frame (a viewer joined, a client asked)."""
         if self._video_out is not None:
             self._video_out.on_key_frame_request()
+
+    def set_video_ceiling(self, bps: int) -> None:
+        """Let the pictures take at most `bps` from now on."""
+        if self._video_out is not None:
+            self._video_out.set_ceiling(bps)
 
     def audio_time_s(self, index: int) -> float | None:
         """Remote sender's clock at received sample `index`, from its sender reports."""
@@ -232,29 +186,9 @@ class RtcPeer:
         return None if self._video_in is None else self._video_in.remote_clock.seconds(pts)
 
     def stats(self) -> PeerStats:
-        """Counters of this connection."""
-        audio = self._audio_in.buffer.stats if self._audio_in else None
-        video = self._video_in.buffer.stats if self._video_in else None
-        senders = [s for s in (self._audio_out, self._video_out) if s is not None]
-        rtts = [s.round_trip_s for s in senders if s.round_trip_s is not None]
-        out = self._video_out
-        return PeerStats(
-            audio_packets=audio.packets if audio else 0,
-            audio_lost=audio.lost_packets if audio else 0,
-            audio_late=audio.late_packets if audio else 0,
-            concealed_ms=audio.concealed_samples * 1000 / WIRE_RATE_HZ if audio else 0.0,
-            filled_ms=audio.filled_samples * 1000 / WIRE_RATE_HZ if audio else 0.0,
-            video_packets=video.packets if video else 0,
-            video_lost=video.lost_packets if video else 0,
-            webcam_frames=self._video_in.frames_decoded if self._video_in else 0,
-            frames_sent=out.frames_sent if out else 0,
-            frames_replaced=out.frames_replaced if out else 0,
-            key_frames=out.key_frames if out else 0,
-            target_bps=out.target_bps if out else 0,
-            packets_sent=sum(s.packets_sent for s in senders),
-            bytes_sent=sum(s.bytes_sent for s in senders),
-            retransmitted=sum(s.retransmitted for s in senders),
-            round_trip_ms=min(rtts) * 1000 if rtts else None,
+        """The connection's figures now."""
+        return snapshot(
+            self._audio_in, self._video_in, self._audio_out, self._video_out, self._paths()
         )
 
     def close_soon(self, reason: str) -> None:
@@ -269,17 +203,44 @@ class RtcPeer:
 
     # --- inside -----------------------------------------------------------------------
 
+    def _make_connection(self) -> RTCPeerConnection:
+        options = self._options
+        media = MediaOptions(
+            options.video_codecs, options.playout_delay_ms is not None, options.video_bps
+        )
+        connection = PeerConnection(options.ice, self._make_streams, media)
+        self._path_of = connection.path
+        self._paths = lambda: connection.paths
+        return connection
+
+    def _prepare_offer(self) -> None:
+        self._pc.addTransceiver("audio", direction="sendrecv")
+        self._pc.addTransceiver("video", direction="sendrecv")
+
+    def _prepare_answer(self) -> None:
+        for transceiver in self._pc.getTransceivers():
+            for codec in transceiver._codecs:
+                if codec.mimeType == "audio/opus":
+                    codec.parameters = {"minptime": 10, "useinbandfec": 1, "stereo": 0}
+
+    def _finish(self, text: str) -> str:
+        return announce(short_packets(text), self._options.public_ip)
+
     def _make_streams(
         self, kind: str, transport: RTCDtlsTransport
     ) -> tuple[RtpSender, RtpReceiver] | None:
         if kind == "audio" and self._audio_out is None:
-            self._audio_out = AudioSender(transport)
+            self._audio_out = AudioSender(transport, self._path_of)
             self._audio_out.capture = self._capture
-            self._audio_in = AudioReceiver(transport, AudioReceiveBuffer(OpusDecoder().decode))
+            decoder = OpusDecoder()
+            buffer = AudioReceiveBuffer(decoder.decode, recover=decoder.recover)
+            self._audio_in = AudioReceiver(transport, buffer)
             self._audio_in.on_blocks = self._on_blocks
             return self._audio_out, self._audio_in
         if kind == "video" and self._video_out is None:
-            self._video_out = VideoSender(transport, self._pool, self._options.video_bps)
+            bps = self._options.video_bps
+            self._video_out = VideoSender(transport, self._path_of, self._pool, bps)
+            self._video_out.playout_delay_ms = self._options.playout_delay_ms
             self._video_out.capture = self._capture
             if self._on_encoded is not None:
                 self._video_out.on_encoded = self._on_encoded
@@ -287,12 +248,6 @@ class RtcPeer:
             self._video_in.on_frame = self._on_frame
             return self._video_out, self._video_in
         return None
-
-    def _set_opus_parameters(self) -> None:
-        for transceiver in self._pc.getTransceivers():
-            for codec in transceiver._codecs:
-                if codec.mimeType == "audio/opus":
-                    codec.parameters = {"minptime": 10, "useinbandfec": 1, "stereo": 0}
 
     def _start(self) -> None:
         self._spawn(self._run_watchdog(), "watchdog")
@@ -359,6 +314,7 @@ class RtcPeer:
         state = self._pc.connectionState
         if state == "connected" and not self._connected:
             self._connected = True
+            self.request_key_frame()
             if self._audio_in is not None:
                 self._audio_in.start_clock()
             self._handler.on_connected()
@@ -408,6 +364,11 @@ class RtcPeer:
         except TimeoutError:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "peer connection did not close in time"}
+            )
+        except Exception as error:
+            # Whatever aiortc stumbles over, the owner must learn that the peer is gone.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "peer connection did not close properly", "exception": error}
             )
         self._audio_queue.clear()
         self._handler.on_closed(reason)

@@ -1,244 +1,34 @@
-"""Outgoing RTP: event-driven, one capture clock, sender reports at once.
+"""The outgoing voice and pictures: encoders behind `RtpSender`, nothing that queues.
 
-`RtpSender` stands in for aiortc's `RTCRtpSender` towards its peer connection and DTLS
-transport, and differs where latency and lip-sync are decided: media is pushed into it
-(no track, no wall-clock sleep), RTP timestamps are capture positions, sender reports map
-them to the capture clock, and the history for retransmission is four times as long.
 Everything runs on the event loop but the video encoder, which runs in a dedicated pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
-import secrets
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
-from aiortc import rtp
-from aiortc.codecs import is_rtx
-from aiortc.mediastreams import MediaStreamTrack
 from aiortc.rtcdtlstransport import RTCDtlsTransport
-from aiortc.rtcrtpparameters import RTCRtpSendParameters
-from aiortc.rtp import AnyRtcpPacket, RtpPacket
-from aiortc.stats import RTCStatsReport
 from numpy.typing import NDArray
 
 from models.rates import VIDEO_CLOCK_HZ, WIRE_RATE_HZ
-from realtime.rtc.bitrate import BitrateController
-from realtime.rtc.codecs import EncodedVideo, OpusEncoder, Vp8Encoder
-from realtime.rtc.timing import CaptureClock, ntp_now
+from realtime.rtc.bitrate import BitrateController, path_ceiling_bps
+from realtime.rtc.opus import OpusEncoder
+from realtime.rtc.rtp_sender import PathOf, RtpSender
+from realtime.rtc.stats import Meter, RateMeter
+from realtime.rtc.video_codec import EncodedVideo, VideoEncoder, video_formats
 
-HISTORY_PACKETS = 512
-REPORT_INTERVAL_S = 1.0
 KEY_FRAME_INTERVAL_S = 0.300
-_RTT_WEIGHT = 0.15
-
-
-class RtpSender:
-    """One outgoing stream. `capture` is set by the peer before the first media."""
-
-    def __init__(self, kind: str, transport: RTCDtlsTransport, clock_hz: int) -> None:
-        self.kind = kind
-        self.transport = transport
-        self.capture: CaptureClock | None = None
-        self.round_trip_s: float | None = None
-        self.packets_sent = 0
-        self.bytes_sent = 0
-        self.packets_lost = 0
-        self.retransmitted = 0
-        self._clock_hz = clock_hz
-        self._enabled = True
-        self._ssrc = secrets.randbits(32)
-        self._rtx_ssrc = secrets.randbits(32)
-        self._stream_id = str(uuid.uuid4())
-        self._track_id = str(uuid.uuid4())
-        self._origin = secrets.randbits(32)
-        self._sequence = secrets.randbits(15)
-        self._rtx_sequence = secrets.randbits(15)
-        self._payload_type: int | None = None
-        self._rtx_payload_type: int | None = None
-        self._cname = ""
-        self._mid = ""
-        self._extensions = rtp.HeaderExtensionsMap()
-        self._history: dict[int, RtpPacket] = {}
-        self._last_ticks: int | None = None
-        self._reports_out: dict[int, float] = {}
-        self._rtcp_task: asyncio.Task[None] | None = None
-
-    # --- what aiortc calls ------------------------------------------------------------
-
-    @property
-    def track(self) -> MediaStreamTrack | None:
-        """Always None: media is pushed."""
-        return None
-
-    def replaceTrack(self, track: MediaStreamTrack | None) -> None:  # noqa: N802
-        """Part of aiortc's surface; this sender takes no track."""
-        raise TypeError("media is pushed into this sender, it has no track")
-
-    def setTransport(self, transport: RTCDtlsTransport) -> None:  # noqa: N802
-        """Bundling moves the stream to another transport before it starts."""
-        self.transport = transport
-
-    async def send(self, parameters: RTCRtpSendParameters) -> None:
-        """Start: negotiation is done and DTLS is up."""
-        if self._rtcp_task is not None:
-            return
-        codec = parameters.codecs[0]
-        self._payload_type = codec.payloadType
-        for other in parameters.codecs:
-            if is_rtx(other) and other.parameters.get("apt") == codec.payloadType:
-                self._rtx_payload_type = other.payloadType
-        self._cname = parameters.rtcp.cname or ""
-        self._mid = parameters.muxId
-        self._extensions.configure(parameters)
-        self.transport._register_rtp_sender(self, parameters)
-        self._rtcp_task = asyncio.create_task(self._run_rtcp(), name=f"rtcp-{self.kind}")
-
-    async def stop(self) -> None:
-        """Stop for good; says BYE."""
-        task, self._rtcp_task = self._rtcp_task, None
-        if task is None:
-            return
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await self._send_rtcp([rtp.RtcpByePacket(sources=[self._ssrc])])
-        self.transport._unregister_rtp_sender(self)
-        self._history.clear()
-
-    async def getStats(self) -> RTCStatsReport:  # noqa: N802
-        """Part of aiortc's surface; this project's figures are attributes."""
-        return RTCStatsReport()
-
-    async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
-        if isinstance(packet, (rtp.RtcpRrPacket, rtp.RtcpSrPacket)):
-            for report in packet.reports:
-                if report.ssrc == self._ssrc:
-                    self._on_receiver_report(report)
-        elif isinstance(packet, rtp.RtcpRtpfbPacket) and packet.fmt == rtp.RTCP_RTPFB_NACK:
-            for sequence in packet.lost[:HISTORY_PACKETS]:
-                await self._retransmit(sequence)
-        elif isinstance(packet, rtp.RtcpPsfbPacket):
-            if packet.fmt in (rtp.RTCP_PSFB_PLI, rtp.RTCP_PSFB_FIR):
-                self.on_key_frame_request()
-            elif packet.fmt == rtp.RTCP_PSFB_APP:
-                self._on_remb(packet)
-
-    # --- what subclasses use ----------------------------------------------------------
-
-    @property
-    def started(self) -> bool:
-        """Negotiated and able to send."""
-        return self._rtcp_task is not None and self._enabled
-
-    def on_key_frame_request(self) -> None:
-        """The receiver asked for a key frame (PLI or FIR)."""
-
-    def on_estimate(self, bps: int) -> None:
-        """The receiver estimated the path's bit rate (REMB)."""
-
-    async def _send_payloads(self, payloads: list[bytes], ticks: int, marker: bool) -> None:
-        """Send one frame; `ticks` is its capture time in units of the RTP clock."""
-        assert self._payload_type is not None
-        for i, payload in enumerate(payloads):
-            packet = RtpPacket(
-                payload_type=self._payload_type,
-                marker=int(marker and i == len(payloads) - 1),
-                sequence_number=self._sequence,
-                timestamp=(self._origin + ticks) & 0xFFFFFFFF,
-                ssrc=self._ssrc,
-                payload=payload,
-            )
-            packet.extensions.mid = self._mid
-            packet.extensions.abs_send_time = (ntp_now() >> 14) & 0x00FFFFFF
-            self._history[self._sequence % HISTORY_PACKETS] = packet
-            self._sequence = (self._sequence + 1) & 0xFFFF
-            await self._send(packet)
-            self.packets_sent += 1
-            self.bytes_sent += len(payload)
-        first = self._last_ticks is None
-        self._last_ticks = ticks
-        if first:
-            await self._send_report()
-
-    async def _send(self, packet: RtpPacket) -> None:
-        with contextlib.suppress(ConnectionError):
-            await self.transport._send_rtp(packet.serialize(self._extensions))
-
-    async def _retransmit(self, sequence: int) -> None:
-        packet = self._history.get(sequence % HISTORY_PACKETS)
-        if packet is None or packet.sequence_number != sequence:
-            return
-        self.retransmitted += 1
-        if self._rtx_payload_type is not None:
-            packet = rtp.wrap_rtx(
-                packet,
-                payload_type=self._rtx_payload_type,
-                sequence_number=self._rtx_sequence,
-                ssrc=self._rtx_ssrc,
-            )
-            self._rtx_sequence = (self._rtx_sequence + 1) & 0xFFFF
-        await self._send(packet)
-
-    # --- RTCP -------------------------------------------------------------------------
-
-    async def _run_rtcp(self) -> None:
-        while True:
-            await asyncio.sleep(REPORT_INTERVAL_S * (0.75 + 0.5 * random.random()))
-            await self._send_report()
-
-    async def _send_report(self) -> None:
-        """Sender report of the last frame's *capture* time, and who we are (RFC 3550 6.4.1)."""
-        if self._last_ticks is None or self.capture is None:
-            return
-        ntp = self.capture.ntp(self._last_ticks, self._clock_hz)
-        self._reports_out[(ntp >> 16) & 0xFFFFFFFF] = time.monotonic()
-        while len(self._reports_out) > 8:
-            del self._reports_out[next(iter(self._reports_out))]
-        report = rtp.RtcpSrPacket(
-            ssrc=self._ssrc,
-            sender_info=rtp.RtcpSenderInfo(
-                ntp_timestamp=ntp & 0xFFFFFFFFFFFFFFFF,
-                rtp_timestamp=(self._origin + self._last_ticks) & 0xFFFFFFFF,
-                packet_count=self.packets_sent & 0xFFFFFFFF,
-                octet_count=self.bytes_sent & 0xFFFFFFFF,
-            ),
-        )
-        names = rtp.RtcpSourceInfo(ssrc=self._ssrc, items=[(1, self._cname.encode())])
-        await self._send_rtcp([report, rtp.RtcpSdesPacket(chunks=[names])])
-
-    async def _send_rtcp(self, packets: list[AnyRtcpPacket]) -> None:
-        with contextlib.suppress(ConnectionError):
-            await self.transport._send_rtp(b"".join(bytes(packet) for packet in packets))
-
-    def _on_receiver_report(self, report: rtp.RtcpReceiverInfo) -> None:
-        self.packets_lost = report.packets_lost
-        sent = self._reports_out.get(report.lsr)
-        if sent is None or not report.dlsr:
-            return
-        rtt = max(0.0, time.monotonic() - sent - report.dlsr / 65536)
-        old = self.round_trip_s
-        self.round_trip_s = rtt if old is None else old + _RTT_WEIGHT * (rtt - old)
-
-    def _on_remb(self, packet: rtp.RtcpPsfbPacket) -> None:
-        try:
-            bps, ssrcs = rtp.unpack_remb_fci(packet.fci)
-        except ValueError:
-            return
-        if self._ssrc in ssrcs:
-            self.on_estimate(bps)
 
 
 class AudioSender(RtpSender):
     """Opus. Encoding takes 0.04 ms per packet, so it happens on the event loop."""
 
-    def __init__(self, transport: RTCDtlsTransport) -> None:
-        super().__init__("audio", transport, WIRE_RATE_HZ)
+    def __init__(self, transport: RTCDtlsTransport, path_of: PathOf) -> None:
+        super().__init__("audio", transport, path_of, WIRE_RATE_HZ)
         self._encoder = OpusEncoder()
 
     async def push(self, pcm: NDArray[np.int16], index: int) -> None:
@@ -249,19 +39,26 @@ class AudioSender(RtpSender):
 
 
 class VideoSender(RtpSender):
-    """VP8. Holds one frame at most: a newer one replaces it, nothing queues."""
+    """VP8 or H.264. Holds one frame at most: a newer one replaces it, nothing queues."""
 
-    def __init__(self, transport: RTCDtlsTransport, pool: Executor, bitrate_bps: int) -> None:
-        super().__init__("video", transport, VIDEO_CLOCK_HZ)
+    def __init__(
+        self, transport: RTCDtlsTransport, path_of: PathOf, pool: Executor, bitrate_bps: int
+    ) -> None:
+        super().__init__("video", transport, path_of, VIDEO_CLOCK_HZ)
         self.on_encoded: Callable[[int, float, bool], None] = lambda index, ms, key: None
         """Called with frame index, encoding time in ms and whether it is a key frame."""
+        self.codec = ""
         self.frames_sent = 0
         self.frames_replaced = 0
         self.key_frames = 0
         self.key_frame_requests = 0
+        self.encode_times = Meter()
+        self.capture_to_send = Meter()
+        self.rate = RateMeter()
+        self.remb = False
         self._pool = pool
         self._bitrate = BitrateController(bitrate_bps)
-        self._encoder = Vp8Encoder(bitrate_bps)
+        self._encoder: VideoEncoder | None = None
         self._waiting: tuple[NDArray[np.uint8], int] | None = None
         self._task: asyncio.Task[None] | None = None
         self._want_key = True
@@ -272,6 +69,23 @@ class VideoSender(RtpSender):
     def target_bps(self) -> int:
         """Bit rate that the encoder aims at now."""
         return self._bitrate.target
+
+    @property
+    def ceiling_bps(self) -> int:
+        """Most that it may aim at."""
+        return self._bitrate.ceiling
+
+    @property
+    def encoder_name(self) -> str:
+        """Which library encodes; empty before negotiation."""
+        return "" if self._encoder is None else self._encoder.name
+
+    def set_ceiling(self, bps: int) -> None:
+        """Never send more than `bps` of video; takes effect with the next frame."""
+        self._bitrate.set_ceiling(bps)
+        if self.started:
+            self.path.estimator.raise_ceiling(path_ceiling_bps(bps))
+            self.path.set_target(self.target_bps)
 
     def push(self, i420: NDArray[np.uint8], frame_index: int) -> None:
         """Encode and send (H * 3 / 2, W) uint8; an index not above the last one is dropped."""
@@ -292,15 +106,34 @@ class VideoSender(RtpSender):
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         await super().stop()
+        if self._encoder is not None:
+            self._encoder.close()
 
     def on_key_frame_request(self) -> None:
-        """PLI or FIR: the next frame is a key frame, at most one every 300 ms."""
+        """PLI, FIR or a viewer: the next frame is a key frame, at most one every 300 ms."""
         self.key_frame_requests += 1
         self._want_key = True
 
     def on_estimate(self, bps: int) -> None:
-        """REMB: the encoder follows with hysteresis."""
-        self._bitrate.on_estimate(bps, time.monotonic())
+        """REMB: followed only while nothing better is reported."""
+        self.remb = True
+        if self.started and not self.path.transport_wide:
+            self._follow(bps)
+
+    def _on_codec(self, mime: str) -> None:
+        video = video_formats()[mime.lower()]
+        self.codec = video.mime
+        self._encoder = video.make_encoder(self._bitrate.target)
+        ceiling = self._bitrate.ceiling
+        self._bitrate = BitrateController(ceiling, in_place=self._encoder.in_place)
+        self.path.on_estimate = self._follow
+        self.path.on_overflow = self.on_key_frame_request
+        self.path.rtcp_ssrc = self._ssrc
+        self.path.estimator.raise_ceiling(path_ceiling_bps(ceiling))
+
+    def _follow(self, bps: int) -> None:
+        if self._bitrate.on_estimate(bps, time.monotonic()):
+            self.path.set_target(self.target_bps)
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
@@ -312,15 +145,26 @@ class VideoSender(RtpSender):
             if key:
                 self._want_key = False
             encoded = await loop.run_in_executor(self._pool, self._encode, i420, index, key)
+            encode_ms = (time.monotonic() - start) * 1000
             if encoded.key:
                 self.key_frames += 1
                 self._key_at = start
-            self.on_encoded(index, (time.monotonic() - start) * 1000, encoded.key)
+            self.encode_times.add(encode_ms)
+            self.on_encoded(index, encode_ms, encoded.key)
             if encoded.payloads and self.started:
                 await self._send_payloads(encoded.payloads, encoded.timestamp, marker=True)
-                self.frames_sent += 1
+                self._note_sent(encoded)
+
+    def _note_sent(self, encoded: EncodedVideo) -> None:
+        self.frames_sent += 1
+        self.rate.add(sum(len(payload) for payload in encoded.payloads), time.monotonic())
+        if self.capture is not None:
+            age_s = self.capture.age_s(encoded.timestamp, VIDEO_CLOCK_HZ)
+            if age_s is not None:
+                self.capture_to_send.add(age_s * 1000)
 
     def _encode(self, i420: NDArray[np.uint8], index: int, key: bool) -> EncodedVideo:
         """In the pool; only one at a time per sender."""
+        assert self._encoder is not None
         self._encoder.bitrate = self._bitrate.target
         return self._encoder.encode(i420, index, key)

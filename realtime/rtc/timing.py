@@ -34,6 +34,19 @@ class CaptureClock:
     """
 
     origin_ntp: int
+    origin_s: float | None = None
+    """Capture time 0 on the monotonic clock, for measuring; wall clocks are set now and then."""
+
+    @classmethod
+    def starting(cls, index: int, rate_hz: int) -> CaptureClock:
+        """The clock on which sample `index` happens now."""
+        return cls(ntp_now() - (index << 32) // rate_hz, time.monotonic() - index / rate_hz)
+
+    def age_s(self, ticks: int, rate_hz: int) -> float | None:
+        """How long ago capture time `ticks / rate_hz` was."""
+        if self.origin_s is None:
+            return None
+        return time.monotonic() - self.origin_s - ticks / rate_hz
 
     def ntp(self, ticks: int, rate_hz: int) -> int:
         """NTP timestamp of capture time `ticks / rate_hz`."""
@@ -41,21 +54,36 @@ class CaptureClock:
 
 
 class RemoteClock:
-    """The other side's sender reports of one track: RTP time -> its NTP clock."""
+    """The other side's clock of one track: RTP time -> its NTP time.
+
+    Known from sender reports, and better from the absolute-capture-time extension, which
+    comes with the first packet and names the capture itself.
+    """
 
     def __init__(self, rate_hz: int) -> None:
         self._rate_hz = rate_hz
         self._report: tuple[int, int] | None = None
+        self._capture: tuple[int, int] | None = None
 
     def on_report(self, ntp: int, rtp: int) -> None:
         """Take NTP and 32-bit RTP timestamp of one sender report."""
         if ntp:
             self._report = (ntp, rtp)
 
+    def on_capture(self, ntp: int, rtp: int) -> None:
+        """Take NTP capture time and 32-bit RTP timestamp of one packet."""
+        if ntp:
+            self._capture = (ntp, rtp)
+
+    def reset(self) -> None:
+        """The sender changed."""
+        self._report = self._capture = None
+
     def seconds(self, rtp: int) -> float | None:
-        """Sender's clock in seconds at (possibly unwrapped) RTP time; None before a report."""
-        if self._report is None:
+        """Sender's clock in seconds at (possibly unwrapped) RTP time; None while unknown."""
+        known = self._capture or self._report
+        if known is None:
             return None
-        ntp, at = self._report
+        ntp, at = known
         delta = (rtp - at + (1 << 31)) % (1 << 32) - (1 << 31)
         return ntp_seconds(ntp) + delta / self._rate_hz

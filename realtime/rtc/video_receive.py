@@ -122,6 +122,10 @@ class VideoReceiveBuffer:
         """The decoder lost track: drop up to the next key frame and ask for one."""
         self._need_key = True
 
+    def restart(self) -> None:
+        """The sender changed (new SSRC): what it numbers has nothing to do with the past."""
+        self._restart()
+
     def poll(self, now: float) -> Poll:
         """Return everything due at `now`."""
         result = Poll()
@@ -182,7 +186,7 @@ class VideoReceiveBuffer:
             data = b"".join(part.data for part, _ in parts)
             if not data:
                 continue
-            key = next(part for part, _ in parts if part.data).key_start
+            key = any(part.key_start for part, _ in parts)
             if self._need_key and not key:
                 self.stats.dropped_frames += 1
                 continue

@@ -72,7 +72,7 @@ class Webcam:
     def __init__(self, fallback: Source, config: ModelConfig | None = None) -> None:
         length = (config or ModelConfig()).expression_window
         self._fallback = fallback
-        self._pose = OneEuro(cutoff_hz=1.5, beta=8.0)
+        self._pose = OneEuro(cutoff_hz=2.0, beta=12.0)
         self._gaze = OneEuro(cutoff_hz=2.5, beta=4.0)
         self._expression = ExpressionWindow(length, DIMS["exp"])
         self._window_length = length

@@ -15,8 +15,8 @@ PORTRAITS = Path(__file__).parents[2] / "web" / "portraits"
 
 @pytest.fixture(scope="session")
 def engine() -> BaseEngine:
-    """OpenVINO with the shipped weights."""
-    return load_engine("openvino", threads=2)
+    """OpenVINO in float32 with the shipped weights."""
+    return load_engine("openvino", threads=2, precision="float32")
 
 
 @pytest.fixture(scope="session")

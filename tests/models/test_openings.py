@@ -9,7 +9,7 @@ from models.checkpoint import open_checkpoint
 from models.codes import CODE_DIM, FACTOR_SLICES
 from models.face import GROUPS
 from models.networks.generator import Geometry
-from models.networks.openings import ApertureMaps, LidWarp
+from models.networks.openings import ApertureMaps, LidWarp, LipWarp
 
 pytestmark = pytest.mark.unit
 
@@ -107,3 +107,36 @@ def test_both_are_differentiable_and_finite(geometry: Geometry) -> None:
     total.backward()
     assert shape.grad is not None
     assert torch.isfinite(shape.grad).all()
+
+
+def grid() -> torch.Tensor:
+    """The flow that moves nothing, (1, 2, S, S)."""
+    axis = (torch.arange(SIZE) + 0.5) / SIZE
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y])[None]
+
+
+@pytest.mark.parametrize(("source_jaw", "driving_jaw"), [(0.0, 1.5), (1.5, 0.0), (0.3, 0.6)])
+def test_every_lip_line_comes_from_its_own_line(
+    geometry: Geometry, source_jaw: float, driving_jaw: float
+) -> None:
+    source, driving = points(geometry, jaw=source_jaw), points(geometry, jaw=driving_jaw)
+    warp = LipWarp(SIZE)
+    flow = warp(grid(), driving, source)
+    lines = driving[:, warp.lines]
+    found = torch.nn.functional.grid_sample(flow, lines * 2 - 1, align_corners=False)
+    missed = (found.permute(0, 2, 3, 1) - source[:, warp.lines]).norm(dim=-1) * 256
+    before = (lines - source[:, warp.lines]).norm(dim=-1) * 256
+    # Corners, where four lines meet in a point, are smoothed.
+    middle = slice(2, 9)
+    if before.max() > 2:
+        assert missed[0, :, middle].mean() < 0.25 * before[0, :, middle].mean()
+    assert missed[0, :, middle].max() < 1.5
+
+
+def test_lips_in_place_and_the_rest_of_the_face_stay(geometry: Geometry) -> None:
+    same = points(geometry)
+    assert (LipWarp(SIZE)(grid(), same, same) - grid()).abs().max() * 256 < 0.2
+    shift = (LipWarp(SIZE)(grid(), points(geometry, jaw=1.5), same) - grid())[0].abs()
+    for name in ("eye_left", "eye_right", "brow_left"):
+        assert shift[:, *box(same, name)].max() * 256 < 0.01

@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from models.rates import WIRE_RATE_HZ
-from realtime import bench, cli, doctor, serve
-from realtime.bench import BenchError, BenchOptions
-from realtime.rtc import AudioBlock, IceServer
+from realtime import cli, doctor, serve
+from realtime.rtc import IceServer
 from realtime.settings import Settings
-from tests.fakes import FakeEngine, paint_face
-from tests.serving import make_web, serving
+from tests.fakes import FakeEngine
 
 pytestmark = pytest.mark.unit
 
 run = CliRunner().invoke
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """Address of a server in a thread of its own, as the bench client needs it."""
-    settings = Settings(web_dir=make_web(tmp_path / "web", {"grey": 120}), max_sessions=2)
-    up, done, url = threading.Event(), threading.Event(), ""
-
-    async def main() -> None:
-        nonlocal url
-        async with serving(settings) as running:
-            url = running.url
-            up.set()
-            await asyncio.to_thread(done.wait)
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert up.wait(10)
-    yield url
-    done.set()
-    thread.join(10)
-    assert not thread.is_alive()
 
 
 def test_every_command_explains_itself() -> None:
@@ -117,83 +87,6 @@ def test_other_packages_can_add_commands(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cli, "entry_points", lambda group: entries)
     cli.register_others()
     assert added == [cli.app]
-
-
-def test_bench_measures_a_running_server(server: str, tmp_path: Path) -> None:
-    report = tmp_path / "bench.json"
-    result = run(
-        cli.app,
-        ["bench", "--url", server, "--seconds", "3", "--size", "256", "--json", str(report)],
-    )
-    assert result.exit_code == 0, result.output
-    assert "said to heard" in result.output
-    data = json.loads(report.read_text())
-    (session,) = data["sessions"]
-    assert session["frames"] > 40
-    assert 0 < session["connect_ms"] <= session["first_frame_ms"]
-    # 80 ms of lookahead are inherent; a second would be a broken clock.
-    assert 80 < session["voice_ms"]["p50"] < 400
-    assert 80 < session["picture_ms"]["p50"] < 400
-    assert abs(session["av_skew_ms"]) < 100
-    assert session["server"]["frames"] > 25
-    assert data["rss_end_mb"] > 10
-    assert data["machine"]["aiortc"].startswith("1.16")
-
-
-def test_a_looped_recording_is_found_where_it_was_said() -> None:
-    second = WIRE_RATE_HZ
-    voice = np.resize(bench.speech_like(6 * second), 20 * second)
-    lag = second // 5
-    heard = np.concatenate([np.zeros(lag, np.int16), voice])
-    blocks = [
-        AudioBlock(900 + at, heard[at : at + 480], False, 0.0) for at in range(0, len(heard), 480)
-    ]
-    assert bench._voice_shift(blocks, voice) == 900 + lag
-    assert bench._voice_shift(blocks, voice[::-1]) is None, "something else was heard"
-
-
-def test_bench_shows_a_video_and_says_why_it_cannot(server: str, tmp_path: Path) -> None:
-    video = tmp_path / "webcam.mp4"
-    with av.open(str(video), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width = stream.height = 256
-        stream.pix_fmt = "yuv420p"
-        for _ in range(50):
-            for packet in stream.encode(av.VideoFrame.from_ndarray(paint_face(size=256), "rgb24")):
-                container.mux(packet)
-        for packet in stream.encode(None):
-            container.mux(packet)
-    options = BenchOptions(url=server, video=video, seconds=2.5, size=256)
-    (session,) = bench.run_bench(options).sessions
-    assert session.server is not None
-    assert session.server.webcam in ("searching", "tracking")
-    assert "motion" in session.server.stages
-    with pytest.raises(BenchError, match="404"):
-        bench.run_bench(BenchOptions(url=server, seconds=2, portrait="nobody"))
-    with pytest.raises(BenchError, match="no pictures"):
-        bench.load_pictures(tmp_path / "missing.mp4", 1)
-
-
-def test_bench_without_a_server_says_so() -> None:
-    result = run(cli.app, ["bench", "--url", "http://127.0.0.1:9", "--seconds", "2"])
-    assert result.exit_code == 1
-    assert "cannot be reached" in " ".join(result.output.split())
-
-
-def test_bench_tells_when_its_own_server_does_not_start(tmp_path: Path) -> None:
-    options = BenchOptions(seconds=2, serve_args=("--checkpoint", str(tmp_path / "none")))
-    with pytest.raises(BenchError, match="did not start"):
-        bench.run_bench(options)
-
-
-def test_bench_voices(speech_16k: Path, tmp_path: Path) -> None:
-    voice = bench.load_voice(speech_16k, 3.0)
-    assert voice.shape == (144_000,)
-    assert voice.dtype == np.int16
-    assert np.abs(voice).max() > 1000
-    assert np.abs(bench.load_voice(None, 2.0)).max() > 1000
-    with pytest.raises(BenchError, match="no sound"):
-        bench.load_voice(tmp_path / "missing.wav", 1.0)
 
 
 def test_doctor_names_every_problem_with_a_remedy(

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.unit
 UNITLESS = {
     "visavis_sessions", "visavis_sessions_ended", "visavis_sessions_refused",
     "visavis_engine_ready", "visavis_frames", "visavis_key_frames", "visavis_control_messages",
-    "visavis_portraits_uploaded",
+    "visavis_portraits_uploaded", "visavis_sessions_parked", "visavis_sessions_resumed",
+    "visavis_quality_level", "visavis_quality_changes", "visavis_worker_restarts", "visavis_abuse",
+    "visavis_receiver_freezes",
 }  # fmt: skip
 
 
@@ -29,9 +31,10 @@ def test_names_carry_units_and_labels_are_few() -> None:
     assert len(ours) >= 15
     for family in ours:
         assert family.documentation.endswith(".")
-        assert family.name in UNITLESS or family.name.endswith("_seconds"), family.name
+        named = family.name.endswith(("_seconds", "_ratio", "_bytes"))
+        assert family.name in UNITLESS or named, family.name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        assert labels <= {"reason", "result", "stage"}
+        assert labels <= {"reason", "result", "stage", "figure", "kind", "resource"}
     assert any(family.name == "process_resident_memory_bytes" for family in families)
 
 

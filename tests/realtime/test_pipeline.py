@@ -9,7 +9,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,94 +18,26 @@ from models.config import ModelConfig
 from models.runtime.engine import MotionReading
 from realtime.pipeline import (
     ALLOWED_SOURCES,
-    CATCH_UP_FRAMES,
-    DEADLINE_NS,
-    Pipeline,
     SourceError,
-    Tick,
 )
 from realtime.sources import Clip
 from realtime.worker import MotionResult, RenderedFrame, RenderWorker
 from tests.fakes import (
-    FakeClock,
     FakeEngine,
     FakeTracker,
     fake_landmarks,
-    fake_portrait,
     read_face,
 )
+from tests.realtime.pipeline_rig import AHEAD, FRAME, PACKET, Rig, noise
 
 pytestmark = pytest.mark.unit
-
-Pcm = NDArray[np.int16]
-CONFIG = ModelConfig(image_size=64)
-FRAME = 1920
-AHEAD = FRAME * (1 + CONFIG.right_frames)
-PACKET = 960
-MS = 48
-
-
-def _noise(count: int, seed: int = 1) -> Pcm:
-    return (np.random.default_rng(seed).normal(size=count) * 3000).astype(np.int16)
-
-
-class Rig:
-    """A pipeline, a clock, and a sender whose packets take `delay_ms` to come."""
-
-    def __init__(self, **options: object) -> None:
-        self.clock = FakeClock()
-        self.pipeline = Pipeline(
-            fake_portrait(), CONFIG, size=64, clock=self.clock, **options  # type: ignore[arg-type]
-        )  # fmt: skip
-        self.ticks: list[Tick] = []
-        self.at: list[int] = []
-
-    def push(self, pcm: Pcm, capture: int) -> list[Tick]:
-        return self._keep(self.pipeline.push_audio(pcm, capture))
-
-    def poll(self) -> list[Tick]:
-        return self._keep(self.pipeline.poll())
-
-    def _keep(self, ticks: list[Tick]) -> list[Tick]:
-        self.ticks += ticks
-        self.at += [self.clock()] * len(ticks)
-        return ticks
-
-    def wait(self, ms: float) -> None:
-        """Let time pass, polling exactly when the pipeline asks for it."""
-        end = self.clock() + round(ms * 1e6)
-        while (deadline := self.pipeline.next_deadline_ns()) <= end:
-            self.clock.advance(max(0, deadline - self.clock()) / 1e6)
-            self.poll()
-        self.clock.advance((end - self.clock()) / 1e6)
-
-    def talk(self, signal: Pcm, start: int = 0, packet: int = PACKET) -> None:
-        """Packets in real time: each is sent when its last sample is taken."""
-        for begin in range(0, len(signal), packet):
-            self.wait(packet / MS)
-            self.push(signal[begin : begin + packet], start + begin)
-
-    @property
-    def sound(self) -> Pcm:
-        return np.concatenate([t.audio for t in self.ticks])
-
-    def check_line(self) -> None:
-        """Ticks are numbered without a hole, each with exactly its own sound."""
-        assert [t.frame_index for t in self.ticks] == list(range(len(self.ticks)))
-        for tick in self.ticks:
-            assert tick.audio.shape == (FRAME,)
-            assert tick.audio.dtype == np.int16
-            assert tick.pts_ticks == 3600 * tick.frame_index
-            assert tick.audio_sample == FRAME * tick.frame_index
-            assert tick.job.frame_index == tick.frame_index
-            assert tick.job.mel_TM.shape == (CONFIG.mel_window, 80)
 
 
 # --- the usual way ----------------------------------------------------------------------
 
 
 def test_a_frame_leaves_with_exactly_its_own_sound_when_its_window_is_full() -> None:
-    rig, signal = Rig(), _noise(48_000)
+    rig, signal = Rig(), noise(48_000)
     rig.talk(signal)
     rig.check_line()
     assert len(rig.ticks) == (48_000 - AHEAD) // FRAME + 1
@@ -123,7 +55,7 @@ def test_a_frame_leaves_with_exactly_its_own_sound_when_its_window_is_full() -> 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=6))
 def test_packet_sizes_do_not_matter(sizes: list[int]) -> None:
-    signal = _noise(FRAME * 8)
+    signal = noise(FRAME * 8)
     whole, parts = Rig(), Rig()
     whole.push(signal, 0)
     start = i = 0
@@ -141,7 +73,7 @@ def test_packet_sizes_do_not_matter(sizes: list[int]) -> None:
 
 
 def test_the_senders_numbers_may_start_anywhere_and_stereo_is_mixed() -> None:
-    rig, signal = Rig(), _noise(9600)
+    rig, signal = Rig(), noise(9600)
     both = np.stack([signal, signal], 1)
     rig.push(both[:4800], 123_456_789)
     frame = av.AudioFrame.from_ndarray(both[4800:].reshape(1, -1), "s16", "stereo")
@@ -150,198 +82,6 @@ def test_the_senders_numbers_may_start_anywhere_and_stereo_is_mixed() -> None:
     rig.check_line()
     np.testing.assert_array_equal(rig.sound, signal[: len(rig.sound)])
     assert rig.push(np.zeros(0, np.int16), 0) == []
-
-
-# --- what the network does --------------------------------------------------------------
-
-
-def test_packets_out_of_order_are_put_in_order() -> None:
-    rig, signal = Rig(), _noise(48_000)
-    packets = [(s, signal[s : s + 480]) for s in range(0, 48_000, 480)]
-    packets[10], packets[11] = packets[11], packets[10]
-    packets[31], packets[33] = packets[33], packets[31]
-    for start, pcm in packets:
-        rig.push(pcm, start)
-        rig.wait(10)
-    rig.check_line()
-    np.testing.assert_array_equal(rig.sound, signal[: len(rig.sound)])
-    assert rig.pipeline.stats.reordered > 0
-    assert rig.pipeline.stats.gap_samples == 0
-    assert rig.pipeline.stats.late_samples == 0
-
-
-def test_a_lost_packet_becomes_silence_and_nothing_moves() -> None:
-    rig, signal = Rig(), _noise(48_000)
-    for start in range(0, 48_000, PACKET):
-        rig.wait(20)
-        if start != 10 * PACKET:
-            rig.push(signal[start : start + PACKET], start)
-    rig.check_line()
-    expected = signal.copy()
-    expected[10 * PACKET : 11 * PACKET] = 0
-    np.testing.assert_array_equal(rig.sound, expected[: len(rig.sound)])
-    assert rig.pipeline.stats.gap_samples == PACKET
-    assert len(rig.ticks) == (48_000 - AHEAD) // FRAME + 1
-    lateness = (rig.at[-1] - rig.at[0]) - (len(rig.ticks) - 1) * 40_000_000
-    assert lateness == 0, "latency after a loss equals latency before it"
-
-
-def test_sound_that_comes_after_its_place_was_filled_is_dropped() -> None:
-    rig, signal = Rig(), _noise(48_000)
-    rig.talk(signal[:9600])
-    rig.wait(150)
-    filled = rig.pipeline.stats.filled_samples
-    assert filled > 0
-    assert rig.push(signal[9600 : 9600 + PACKET], 9600) == []
-    assert rig.pipeline.stats.late_samples == PACKET
-    rig.push(signal[:PACKET], 0)
-    rig.check_line()
-    assert not rig.sound[9600 : 9600 + PACKET].any()
-
-
-def test_a_packet_that_is_partly_late_is_used_from_the_head_on() -> None:
-    rig, signal = Rig(), _noise(48_000)
-    rig.talk(signal[:9600])
-    head = rig.pipeline.session_sample
-    rig.push(signal[head - 300 : head + 5000], head - 300)
-    assert rig.pipeline.stats.late_samples == 300
-    np.testing.assert_array_equal(rig.sound, signal[: len(rig.sound)])
-
-
-def test_duplicates_change_nothing() -> None:
-    rig, signal = Rig(), _noise(24_000)
-    for start in range(0, 24_000, PACKET):
-        rig.push(signal[start : start + PACKET], start)
-        rig.push(signal[start : start + PACKET], start)
-        rig.wait(20)
-    rig.check_line()
-    np.testing.assert_array_equal(rig.sound, signal[: len(rig.sound)])
-
-
-loss = st.lists(st.tuples(st.booleans(), st.integers(0, 45)), min_size=60, max_size=60)
-
-
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
-@given(loss)
-def test_any_loss_and_jitter_keeps_the_line_whole(plan: list[tuple[bool, int]]) -> None:
-    rig, signal = Rig(), _noise(60 * PACKET)
-    # The first packet comes first; never is everything lost for a second.
-    arrivals = [
-        (20 * (i + 1) + (jitter if i else 0), i)
-        for i, (lost, jitter) in enumerate(plan)
-        if not lost or i % 8 == 0
-    ]
-    now = 0
-    for at, i in sorted(arrivals):
-        rig.wait(at - now)
-        now = at
-        rig.push(signal[i * PACKET : (i + 1) * PACKET], i * PACKET)
-    rig.wait(200)
-    rig.check_line()
-    stats = rig.pipeline.stats
-    assert stats.reanchors == 0
-    sound = rig.sound[: len(signal)]
-    heard = sound != 0
-    np.testing.assert_array_equal(sound[heard], signal[: len(sound)][heard])
-    line = stats.audio_samples + stats.gap_samples + stats.filled_samples
-    assert line == rig.pipeline.session_sample
-
-
-def test_without_a_microphone_ticks_come_on_time_from_the_start() -> None:
-    rig = Rig()
-    assert rig.poll() == []
-    start = rig.clock()
-    rig.pipeline.start()
-    rig.wait(1000)
-    rig.check_line()
-    due = [start + (40 * f + 80) * 1_000_000 for f in range(len(rig.ticks))]
-    assert rig.at == due
-    assert not rig.sound.any()
-    assert rig.pipeline.stats.filled_samples == rig.pipeline.session_sample
-
-
-def test_a_stalled_sender_is_filled_60_ms_after_due_then_at_once() -> None:
-    rig = Rig()
-    rig.talk(_noise(48_000))
-    count, last = len(rig.ticks), rig.at[-1]
-    rig.wait(3000)
-    rig.check_line()
-    assert rig.at[count] == last + 40_000_000 + DEADLINE_NS
-    assert rig.at[-1] - last == (len(rig.ticks) - count) * 40_000_000, "on time after a second"
-    assert not rig.ticks[-1].audio.any()
-
-
-@pytest.mark.parametrize("capture", [48_000, 48_000 + 5 * 48_000 + 777])
-def test_a_microphone_that_comes_back_is_heard_at_once(capture: int) -> None:
-    rig, signal = Rig(), _noise(96_000)
-    rig.talk(signal[:48_000])
-    rig.wait(5000)
-    before = len(rig.ticks)
-    rig.talk(signal[48_000:], capture)
-    rig.check_line()
-    assert rig.pipeline.stats.reanchors == 1
-    assert rig.pipeline.stats.late_samples == 0
-    voice = np.concatenate([t.audio for t in rig.ticks[before:]])
-    assert np.count_nonzero(voice) > 40_000
-
-
-@pytest.mark.parametrize("step_ms", [90, 150, 400])
-def test_a_path_that_got_slower_is_followed(step_ms: int) -> None:
-    rig, signal = Rig(), _noise(48_000 * 6)
-    rig.talk(signal[:48_000])
-    rig.wait(step_ms)
-    rig.talk(signal[48_000:], 48_000)
-    rig.check_line()
-    stats = rig.pipeline.stats
-    assert stats.late_samples <= 48_000 // 2, "not dropped for ever"
-    end = rig.ticks[-50:]
-    voice = np.concatenate([t.audio for t in end])
-    assert (voice != 0).mean() > 0.99
-    assert np.diff(rig.at[-50:]).max() == 40_000_000
-
-
-def test_a_path_that_got_faster_is_followed_at_once() -> None:
-    rig, signal = Rig(), _noise(48_000 * 3)
-    rig.talk(signal[:48_000])
-    rig.push(signal[48_000:52_800], 48_000)
-    rig.talk(signal[52_800:], 52_800)
-    rig.check_line()
-    np.testing.assert_array_equal(rig.sound, signal[: len(rig.sound)])
-
-
-@pytest.mark.parametrize("ppm", [-600, 600])
-def test_a_microphone_with_a_drifting_clock_is_followed(ppm: int) -> None:
-    rig, signal = Rig(), _noise(PACKET)
-    for i in range(50 * 120):
-        rig.wait(20 * (1 + ppm / 1e6))
-        rig.push(signal, i * PACKET)
-    stats = rig.pipeline.stats
-    assert stats.filled_samples == 0
-    assert stats.late_samples == 0
-
-
-@pytest.mark.parametrize("jump", [10_000_000, -10_000_000])
-def test_a_jump_of_the_senders_numbers_is_a_new_start_not_a_gap(jump: int) -> None:
-    rig, signal = Rig(), _noise(96_000)
-    rig.talk(signal[:48_000])
-    rig.talk(signal[48_000:], 48_000 + jump)
-    rig.check_line()
-    assert rig.pipeline.stats.reanchors == 1
-    np.testing.assert_array_equal(rig.sound, signal[: len(rig.sound)])
-
-
-def test_a_loop_that_stood_still_catches_up_by_a_bounded_number_of_frames() -> None:
-    rig = Rig()
-    rig.pipeline.start()
-    rig.wait(400)
-    before = len(rig.ticks)
-    rig.clock.advance(60_000)
-    rig.poll()
-    assert len(rig.ticks) - before == CATCH_UP_FRAMES
-    assert rig.pipeline.stats.skipped_ms > 55_000
-    rig.wait(1000)
-    assert 24 <= len(rig.ticks) - before - CATCH_UP_FRAMES <= 26
-    rig.check_line()
 
 
 # --- mouth, pause, sources --------------------------------------------------------------
@@ -418,13 +158,13 @@ def test_every_allowed_source_drives(factor: str) -> None:
     names = {"clip": "wave", "preset": "neutral"}
     for kind in ALLOWED_SOURCES[factor]:  # type: ignore[index]
         rig.pipeline.set_source(factor, kind, names.get(kind), 100)  # type: ignore[arg-type]
-        rig.talk(_noise(FRAME * 4), rig.pipeline.session_sample)
+        rig.talk(noise(FRAME * 4), rig.pipeline.session_sample)
         assert {s.factor: s.source for s in rig.pipeline.states()}[factor] == kind  # type: ignore[index]
 
 
 def test_two_sessions_share_nothing() -> None:
     one, two = Rig(), Rig()
-    signal = _noise(48_000)
+    signal = noise(48_000)
     one.talk(signal[:24_000])
     two.talk(signal[:24_000])
     one.pipeline.set_source("exp", "preset", "grin", 0)
@@ -445,7 +185,7 @@ def test_webcam_pictures_are_stamped_on_the_session_clock() -> None:
     rig = Rig()
     picture = np.zeros((4, 4, 3), np.uint8)
     assert rig.pipeline.push_webcam(picture).capture_48k == 0
-    rig.talk(_noise(9600), 5_000_000)
+    rig.talk(noise(9600), 5_000_000)
     assert rig.pipeline.push_webcam(picture, 5_004_800).capture_48k == 4800
     rig.clock.advance(10)
     job = rig.pipeline.push_webcam(picture)

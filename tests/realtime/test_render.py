@@ -45,7 +45,7 @@ def _prepare(image: Pixels, engine: Engine, *, id: str, name: str) -> Portrait:
 
 
 PARTS = RenderParts(
-    load=lambda name, checkpoint, threads: FakeEngine(config=CONFIG),
+    load=lambda name, checkpoint, threads, precision: FakeEngine(config=CONFIG),
     make_tracker=FakeTracker,  # type: ignore[arg-type]
     prepare=_prepare,
 )

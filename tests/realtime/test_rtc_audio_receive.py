@@ -19,10 +19,10 @@ PACKET_S = 0.020
 
 
 def decode(payload: bytes) -> Pcm:
-    """Payload = TOC of a 20 ms mono packet + number; decodes to that number + 1, 960 times."""
+    """Payload = TOC of a 20 ms mono packet + number; decodes to that number + 1001, 960 times."""
     if len(payload) != 5:
         raise ValueError("bad packet")
-    return np.full(PACKET, struct.unpack("!L", payload[1:])[0] % 30000 + 1, np.int16)
+    return np.full(PACKET, struct.unpack("!L", payload[1:])[0] % 30000 + 1001, np.int16)
 
 
 def payload(number: int) -> bytes:
@@ -73,7 +73,7 @@ class Network:
         """Which packet is heard at a capture index; None when concealed."""
         for _, block in self.out:
             if block.index <= index < block.index + len(block.pcm):
-                return None if block.concealed else int(block.pcm[index - block.index]) - 1
+                return None if block.concealed else int(block.pcm[index - block.index]) - 1001
         raise AssertionError(f"nothing at {index}")
 
 

@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from realtime.rtc.codecs import (
-    VIDEO_PACKET_BYTES,
-    OpusDecoder,
-    OpusEncoder,
-    Vp8Encoder,
-    packetize_vp8,
-    parse_vp8,
-)
+from realtime.rtc import libvpx
 from realtime.rtc.conceal import FADE_MS, Concealer
+from realtime.rtc.opus import OpusDecoder, OpusEncoder
+from realtime.rtc.video_codec import VIDEO_PACKET_BYTES
+from realtime.rtc.vp8 import Vp8Encoder, packetize_vp8, parse_vp8
 
 pytestmark = pytest.mark.unit
 
@@ -55,8 +51,9 @@ def test_opus_takes_any_chunks_and_restarts_after_a_jump() -> None:
     assert abs(stamp - 96_000) < 1000
 
 
-def test_a_bad_opus_packet_is_a_value_error() -> None:
-    decoder = OpusDecoder()
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_bad_opus_packet_is_a_value_error(direct: bool) -> None:
+    decoder = OpusDecoder(direct=direct)
     for bad in (b"", b"\xff\xff\xff", b"\x03"):
         with pytest.raises(ValueError, match="Opus"):
             decoder.decode(bad)
@@ -86,13 +83,62 @@ def test_vp8_payloads_fit_packets_and_join_to_what_was_encoded() -> None:
         assert np.abs(luma - picture(k * 9)[:256]).mean() < 12
 
 
-def test_vp8_size_and_rate_changes_open_a_new_encoder() -> None:
+def test_a_new_size_opens_a_new_encoder() -> None:
     encoder = Vp8Encoder(500_000)
     assert encoder.encode(picture(0), 0, key=False).key
     assert encoder.encode(picture(0, 128), 1, key=False).key
-    encoder.bitrate = 300_000
-    assert encoder.encode(picture(1, 128), 2, key=False).key
-    assert not encoder.encode(picture(2, 128), 3, key=False).key
+    assert not encoder.encode(picture(1, 128), 2, key=False).key
+    encoder.close()
+    assert encoder.encode(picture(2, 128), 3, key=False).key
+
+
+def test_libvpx_itself_is_at_hand() -> None:
+    assert libvpx.reason() is None
+    assert Vp8Encoder(1).in_place
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_new_bit_rate_is_kept_and_in_place_costs_no_key_frame(direct: bool) -> None:
+    rng = np.random.default_rng(1)
+    frames = [rng.integers(80, 120, (384, 256), np.uint8) for _ in range(10)]
+    encoder = Vp8Encoder(2_000_000, direct=direct)
+    sizes, keys = [], []
+    for k in range(150):
+        encoder.bitrate = 2_000_000 if k < 50 else 600_000 if k < 100 else 1_500_000
+        encoded = encoder.encode(frames[k % 10], k, key=k == 0)
+        sizes.append(sum(map(len, encoded.payloads)) * 8 * 25)
+        keys.append(encoded.key)
+    assert [k for k, key in enumerate(keys) if key] == ([0] if direct else [0, 50, 100])
+    rates = [np.mean(sizes[at : at + 30]) for at in (15, 65, 115)]
+    assert rates[1] < 0.75 * rates[0]
+    assert rates[2] > 1.2 * rates[1]
+
+
+def test_a_moved_layout_or_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    libvpx._load.cache_clear()
+    monkeypatch.setitem(libvpx._DEFAULTS, "max_q", 62)
+    assert "max_q" in (libvpx.reason() or "")
+    libvpx._load.cache_clear()
+    monkeypatch.setattr(libvpx, "library_paths", lambda name: [])
+    assert "no libvpx" in (libvpx.reason() or "")
+    encoder = Vp8Encoder(300_000)
+    assert encoder.name == "libvpx by FFmpeg"
+    assert encoder.encode(picture(0), 0, key=True).key
+    with pytest.raises(libvpx.LibvpxError):
+        libvpx.LibvpxEncoder(64, 64, 100_000, 3600)
+    monkeypatch.undo()
+    libvpx._load.cache_clear()
+    assert libvpx.reason() is None
+
+
+def test_libvpx_refuses_with_words() -> None:
+    encoder = libvpx.LibvpxEncoder(64, 64, 100_000, 3600)
+    with pytest.raises(libvpx.LibvpxError, match="size"):
+        encoder.encode(picture(0), 0, key=False)
+    with pytest.raises(libvpx.LibvpxError, match="refused"):
+        libvpx.LibvpxEncoder(0, 64, 100_000, 3600)
+    encoder.close()
+    encoder.close()
 
 
 def test_vp8_descriptor_edges() -> None:

@@ -12,7 +12,8 @@ import pytest
 import uvloop
 
 from models.config import ModelConfig
-from realtime.control import Control, FaceNotices, RateLimit
+from realtime.control import Control, FaceNotices
+from realtime.limits import RateLimit
 from realtime.pacing import LEAD_NS, MAX_LAG_NS, AudioPacer, SkewMeter
 from realtime.pipeline import Pipeline
 from realtime.protocol import Notice, Pong, ServerMessage, State

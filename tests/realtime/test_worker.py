@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 import pytest
 
 from models.codes import MotionCode
-from models.config import ModelConfig
-from models.portrait import Portrait
 from models.runtime.engine import Engine, EngineError
-from realtime.protocol import StageMs
-from realtime.router import Snapshot
-from realtime.stages import Percentiles, StageRecorder
 from realtime.worker import (
     CALL_DEPTH,
-    HeldFrame,
-    Mailbox,
-    MotionJob,
-    MotionResult,
     RenderedFrame,
-    RenderJob,
     RenderWorker,
     WorkerBusyError,
     to_i420,
 )
 from tests.fakes import (
-    LIP_FULL,
     FakeClock,
     FakeEngine,
     FakeTracker,
@@ -38,52 +26,9 @@ from tests.fakes import (
     paint_face,
     read_face,
 )
+from tests.realtime.worker_rig import CONFIG, SIZE, Session, fake_session
 
 pytestmark = pytest.mark.unit
-
-SIZE = 64
-CONFIG = ModelConfig(image_size=64)
-
-
-@dataclass
-class Session:
-    """A sink that keeps everything, and the mailbox that belongs to it."""
-
-    portrait: Portrait
-    clock: FakeClock
-    box: Mailbox = field(init=False)
-    frames: list[RenderedFrame] = field(default_factory=list)
-    held: list[HeldFrame] = field(default_factory=list)
-    motions: list[MotionResult] = field(default_factory=list)
-    errors: list[Exception] = field(default_factory=list)
-    order: list[int] = field(default_factory=list)
-
-    def on_frame(self, frame: RenderedFrame) -> None:
-        self.frames.append(frame)
-        self.order.append(frame.frame_index)
-
-    def on_held(self, frame: HeldFrame) -> None:
-        self.held.append(frame)
-        self.order.append(frame.frame_index)
-
-    def on_motion(self, result: MotionResult) -> None:
-        self.motions.append(result)
-
-    def on_error(self, error: Exception) -> None:
-        self.errors.append(error)
-
-    def submit(self, frame: int, *, mouth: float = 0.0, ready_ns: int | None = None) -> None:
-        lip = np.zeros(16, np.float32)
-        lip[0] = mouth * LIP_FULL
-        snapshot = Snapshot(MotionCode(lip=lip), 0.0)
-        mel = np.zeros((CONFIG.mel_window, 80), np.float32)
-        source = self.portrait.image[::8, ::8].copy()
-        ready = self.clock() if ready_ns is None else ready_ns
-        job = RenderJob(frame, ready, mel, snapshot, self.portrait.appearance, source)
-        self.box.submit(job)
-
-    def webcam(self, frame: Pixels, at: int = 0) -> None:
-        self.box.submit_webcam(MotionJob(frame, at, self.clock()))
 
 
 class Rig:
@@ -104,9 +49,7 @@ class Rig:
         return self.trackers[-1]
 
     def session(self, tint: int = 120) -> Session:
-        session = Session(fake_portrait(tint=tint), self.clock)
-        session.box = self.worker.open(session)
-        return session
+        return fake_session(self.worker, self.clock, tint=tint)
 
     def drain(self) -> int:
         steps = 0
@@ -466,31 +409,55 @@ def test_i420_is_even_and_limited_range() -> None:
     assert to_i420(white)[:4].max() == 235
 
 
-# --- stage timings ----------------------------------------------------------------------
+# --- frames left out on purpose -----------------------------------------------------------
 
 
-def test_percentiles_cover_the_last_durations_in_fixed_memory() -> None:
-    stage = Percentiles(capacity=100)
-    assert stage.summary() == StageMs(0.0, 0.0, 0.0)
-    for i in range(1000):
-        stage.add(i * 1_000_000)
-    assert len(stage) == 100
-    summary = stage.summary()
-    assert summary.p50 == pytest.approx(949.5)
-    assert summary.p95 == pytest.approx(994.05, abs=0.01)
-    assert 997 < summary.p99 <= 999
-    with pytest.raises(ValueError, match="capacity"):
-        Percentiles(capacity=0)
+def test_a_frame_that_is_left_out_costs_its_lip_code_only_and_nobody_its_place() -> None:
+    rig = Rig(audio=1.0, draw=30.0)
+    session = rig.session()
+    for frame in range(8):
+        session.submit(frame, draw=frame % 2 == 0)
+        rig.clock.advance(20)
+        rig.drain()
+    assert [f.frame_index for f in session.frames] == [0, 2, 4, 6]
+    assert [(h.frame_index, h.reason) for h in session.held] == [
+        (frame, "paced") for frame in (1, 3, 5, 7)
+    ]
+    assert all(h.lip is not None for h in session.held)
+    assert session.order == list(range(8))
+    assert session.box.stats.late == 0
+    assert not rig.worker.behind, "on purpose is not late"
 
 
-def test_stages_are_recorded_by_name_and_bounded() -> None:
-    recorder = StageRecorder(["draw"])
-    assert recorder.summary() == {}
-    recorder.add_spans({"draw": 2_000_000, "compose": 1_000_000})
-    recorder.add("draw", 4_000_000)
-    assert recorder.summary()["draw"].p50 == 3.0
-    assert recorder.summary()["compose"].p50 == 1.0
-    for i in range(30):
-        recorder.add(f"stage {i}", 1)
-    with pytest.raises(ValueError, match="too many stages"):
-        recorder.add("one more", 1)
+def test_what_was_skipped_late_and_on_purpose_leaves_in_the_order_of_frames() -> None:
+    rig = Rig()
+    session = rig.session()
+    for frame in range(7):
+        session.submit(frame, draw=frame % 2 == 0)
+    rig.drain()
+    assert session.order == sorted(session.order)
+    assert [f.frame_index for f in session.frames] == [4, 6]
+
+
+# --- load -------------------------------------------------------------------------------
+
+
+def test_the_worker_publishes_what_its_work_costs_and_how_busy_it_is() -> None:
+    rig = Rig(audio=1.0, draw=19.0, motion=8.0)
+    assert rig.worker.measure().frame_ns == 0.0
+    session = rig.session()
+    for frame in range(50):
+        session.submit(frame)
+        if frame % 2:
+            session.webcam(paint_face())
+        start = rig.clock()
+        rig.drain()
+        rig.clock.advance(40 - (rig.clock() - start) / 1e6)
+    load = rig.worker.measure()
+    assert load.frame_ns == pytest.approx(20e6, rel=0.01)
+    assert load.frame_p95_ns == pytest.approx(20e6, rel=0.01)
+    assert load.webcam_ns == pytest.approx(8e6, rel=0.01)
+    assert load.busy == pytest.approx(0.5 + 0.1, abs=0.06)
+    assert load.headroom == pytest.approx(1 - load.busy)
+    rig.clock.advance(2000)
+    assert rig.worker.measure().busy == 0.0

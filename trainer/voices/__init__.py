@@ -1,0 +1,1 @@
+"""Synthetic voices with exact mouth targets: text, speech, phoneme times, lip codes."""
