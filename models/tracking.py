@@ -5,9 +5,14 @@ frame and follows only a face that leaves its place. Poses are given relative to
 crop, the first one, which drifts to the present one over many seconds: a crop that moves or
 turns with the head takes nothing away from the pose code (METHOD.md section 1). One E_mot
 run per frame serves both codes and tracking.
+
+An engine that reads a decoder's planes (`ReadsYuv`) cuts the crop itself; then a picture becomes
+RGB on the CPU only when the detector has to look at it.
 """
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +27,7 @@ from models.face import (
     move_pose,
     warp_crop,
 )
-from models.runtime.engine import Engine, MotionReading
+from models.runtime.engine import Engine, MotionReading, ReadsYuv, YuvPicture
 from models.streaming import OneEuro
 
 #: Landmarks further than this from a face's usual place (crop widths, mean) mean "lost".
@@ -35,6 +40,31 @@ HOME_RATE = 0.002
 #: E_mot sees a face in everything, so the detector looks at the crop once a second, sooner
 #: after a miss; this many misses in a row mean "lost" (a turned head may be missed once).
 CHECK_EVERY, CHECK_SOON, MISSES = 25, 5, 3
+
+
+class Picture:
+    """One webcam picture: what the detector sees of it, and what E_mot reads from it.
+
+    `crop` and `read` take transforms of `canonical_transform` for the engine's image size.
+    """
+
+    def __init__(self, engine: Engine, frame: NDArray[np.uint8] | YuvPicture) -> None:
+        self._engine, self._frame = engine, frame
+
+    @cached_property
+    def rgb(self) -> NDArray[np.uint8]:
+        """(H, W, 3); a decoded picture is converted, once."""
+        return self._frame.to_rgb() if isinstance(self._frame, YuvPicture) else self._frame
+
+    def crop(self, transform: Array) -> NDArray[np.uint8]:
+        """(S, S, 3) RGB, cut on the CPU."""
+        return warp_crop(self.rgb, transform, self._engine.config.image_size)
+
+    def read(self, transform: Array) -> MotionReading:
+        """Codes and landmarks of a crop; the engine cuts it where it can."""
+        if isinstance(self._frame, YuvPicture) and isinstance(self._engine, ReadsYuv):
+            return self._engine.motion_yuv(self._frame, transform)
+        return self._engine.motion(self.crop(transform))
 
 
 class FaceTracker:
@@ -60,43 +90,42 @@ class FaceTracker:
         """Whether the last frame showed the face."""
         return self._points is not None
 
-    def update(self, frame: NDArray[np.uint8]) -> MotionReading | None:
-        """(H, W, 3) RGB frame -> codes and landmarks, or None while there is no face.
+    def update(self, frame: NDArray[np.uint8] | YuvPicture) -> MotionReading | None:
+        """(H, W, 3) RGB or a decoded picture -> codes and landmarks, None while there is no face.
 
         While lost, only every `search_every`-th frame is searched: searching costs more
         than a frame has time for.
         """
+        picture = Picture(self._engine, frame)
         if self._points is None:
             self._since_search += 1
             if self._since_search < self._search_every:
                 return None
             self._since_search = 0
-            faces = find_faces(frame)
+            faces = find_faces(picture.rgb)
             if not faces:
                 return None
             self._points = faces[0].points
-            self._settle(frame)
-        reading = self._read(frame, self._points)
+            self._settle(picture)
+        reading = self._read(picture, self._points)
         if reading is None:
             self.reset()
         return reading
 
-    def _settle(self, frame: NDArray[np.uint8]) -> None:
+    def _settle(self, picture: Picture) -> None:
         """Replace the detector's rough points by the landmarks' own, twice."""
         assert self._points is not None
         for _ in range(2):
             transform = canonical_transform(self._points, self._engine.config.image_size)
-            crop = warp_crop(frame, transform, self._engine.config.image_size)
-            landmarks = self._engine.motion(crop).landmarks
+            landmarks = picture.read(transform).landmarks
             self._points = _to_frame(transform, crop_points(landmarks), self._engine)
 
-    def _read(self, frame: NDArray[np.uint8], points: Array) -> MotionReading | None:
+    def _read(self, picture: Picture, points: Array) -> MotionReading | None:
         size = self._engine.config.image_size
         transform = canonical_transform(points, size)
-        crop = warp_crop(frame, transform, size)
-        if not self._still_there(crop):
+        if not self._still_there(picture, transform):
             return None
-        reading = self._engine.motion(crop)
+        reading = picture.read(transform)
         if not plausible(reading.landmarks):
             return None
         target = _to_frame(transform, crop_points(reading.landmarks), self._engine)
@@ -107,12 +136,12 @@ class FaceTracker:
         self._points = self._smooth.push(points.reshape(-1)).reshape(3, 2)
         return self._from_home(reading, transform)
 
-    def _still_there(self, crop: NDArray[np.uint8]) -> bool:
+    def _still_there(self, picture: Picture, transform: Array) -> bool:
         """Ask the detector now and then; False once it has missed the face several times."""
         self._until_check -= 1
         if self._until_check > 0:
             return True
-        self._misses = 0 if find_faces(crop) else self._misses + 1
+        self._misses = 0 if find_faces(picture.crop(transform)) else self._misses + 1
         self._until_check = CHECK_SOON if self._misses else CHECK_EVERY
         return self._misses < MISSES
 

@@ -15,13 +15,15 @@ import av
 import numpy as np
 
 from models.codes import Array
-from models.runtime.engine import DeviceLostError, Engine
+from models.runtime.engine import DeviceLostError, Engine, ReadsYuv, YuvPicture
 from models.runtime.frames import FrameRenderer, FrameRequest
+from realtime.decoded import to_rgb, yuv_picture
 from realtime.load import Cost
 from realtime.mailbox import (
     HeldFrame,
     Mailbox,
     MotionResult,
+    Pixels,
     RenderedFrame,
     RenderJob,
     Tracker,
@@ -139,11 +141,12 @@ class Draughtsman:
         tracker = box.tracker
         try:
             frame = job.frame
-            if isinstance(frame, av.VideoFrame):
-                frame = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
             if tracker is None:
                 tracker = self._make_tracker(self.engine)
-            reading = tracker.update(frame)
+            if isinstance(frame, av.VideoFrame):
+                reading = tracker.update(self._seen(frame))
+            else:
+                reading = tracker.update(frame)
         except DeviceLostError:
             raise
         except Exception as error:
@@ -160,6 +163,11 @@ class Draughtsman:
         self._webcam_cost.add(end - start)
         spans = {"track_queue": start - job.arrived_ns, "motion": end - start}
         self.tell(box, box.sink.on_motion, MotionResult(reading, job.capture_48k, spans))
+
+    def _seen(self, frame: av.VideoFrame) -> Pixels | YuvPicture:
+        """What the tracker gets of a decoded frame: its planes where the engine reads them."""
+        planes = yuv_picture(frame) if isinstance(self.engine, ReadsYuv) else None
+        return planes or to_rgb(frame)
 
     def _run_call(self, call: Call) -> None:
         if not call.retried and not call.future.set_running_or_notify_cancel():

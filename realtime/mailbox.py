@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.codes import Array
-from models.runtime.engine import Appearance, MotionReading
+from models.runtime.engine import Appearance, MotionReading, YuvPicture
 from realtime.router import Snapshot
 
 Pixels = NDArray[np.uint8]
@@ -32,8 +32,11 @@ SKIPPED_DEPTH = 4
 class Tracker(Protocol):
     """`models.tracking.FaceTracker`: stateful, one per webcam."""
 
-    def update(self, frame: Pixels, /) -> MotionReading | None:
-        """(H, W, 3) uint8 RGB -> motion, None when no face is seen."""
+    def update(self, frame: Pixels | YuvPicture, /) -> MotionReading | None:
+        """(H, W, 3) uint8 RGB -> motion, None when no face is seen.
+
+        A decoded picture comes only where the engine reads it (`ReadsYuv`).
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class MotionJob:
     """One webcam picture to read."""
 
     frame: Pixels | av.VideoFrame
-    """(H, W, 3) uint8 RGB, or a decoded frame that is converted in the worker."""
+    """(H, W, 3) uint8 RGB, or a decoded frame; the worker converts it unless the engine does."""
     capture_48k: int
     """When it was taken, in 48 kHz samples of the session clock."""
     arrived_ns: int

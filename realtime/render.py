@@ -128,9 +128,7 @@ def render_file(
     picture, name = _find_portrait(options.portrait, options.portrait_dirs)
     with AudioFile(options.audio) as audio:
         on_progress("loading the networks", 0, None)
-        engine = parts.load(
-            options.engine, options.checkpoint, options.threads, options.precision
-        )
+        engine = parts.load(options.engine, options.checkpoint, options.threads, options.precision)
         portrait = _prepare(picture, name, engine, parts)
         clips = _read_drivers(options, engine, parts, audio.frames, on_progress)
         pipeline = _make_pipeline(options, portrait, engine, clips)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pycuda.driver as cuda
@@ -33,8 +34,6 @@ class PyCudaCalls:
         cuda.init()
         self._lib = LibCuda()
         device = cuda.Device(ordinal)
-        self._context = device.retain_primary_context()
-        self._context.push()
         version = int(cuda.get_driver_version())
         self.device = DeviceInfo(
             str(device.name()),
@@ -44,6 +43,11 @@ class PyCudaCalls:
             int(device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)),
             (version // 1000, version % 1000 // 10),
         )
+        self._context = device.retain_primary_context()
+        self._context.push()
+        self._released = False
+        # PyCUDA ends a process with an abort when a context is left on its stack.
+        atexit.register(self.release)
 
     @contextmanager
     def _said(self, call: str) -> Iterator[None]:
@@ -64,8 +68,11 @@ class PyCudaCalls:
             self._context.push()
 
     def release(self) -> None:
-        """See `Calls`."""
-        with self._said("release"):
+        """See `Calls`; idempotent, and quiet, because it also runs when all is over."""
+        if self._released:
+            return
+        self._released = True
+        with suppress(cuda.Error):
             cuda.Context.pop()
         del self._context
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import cv2
@@ -73,9 +74,7 @@ class BaseEngine(ABC):
 
     def motion(self, face_HWC: NDArray[np.uint8]) -> MotionReading:
         """See `Engine.motion`."""
-        out = self.run("motion", {"face": to_network(face_HWC)})
-        code = MotionCode(**{f: out[f][0] for f in FACTORS})
-        return MotionReading(code, out["landmarks"][0])
+        return motion_reading(self.run("motion", {"face": to_network(face_HWC)}))
 
     def appearance(self, source_HWC: NDArray[np.uint8]) -> Appearance:
         """See `Engine.appearance`; the reading is averaged over small crop movements."""
@@ -116,6 +115,12 @@ class BaseEngine(ABC):
         return Drawing(flow, out["mask"][0, 0], rgb)
 
 
+def motion_reading(outputs: Mapping[str, Array]) -> MotionReading:
+    """E_mot's named outputs, batch of 1, as codes and landmarks."""
+    code = MotionCode(**{factor: outputs[factor][0] for factor in FACTORS})
+    return MotionReading(code, outputs["landmarks"][0])
+
+
 def generator_inputs(appearance: Appearance, driving: MotionCode) -> dict[str, Array]:
     """What the generator network takes for one frame, by name, with a batch axis of 1."""
     return {
@@ -138,4 +143,4 @@ def to_network(image_HWC: NDArray[np.uint8]) -> Array:
     return planes / np.float32(127.5) - np.float32(1)
 
 
-__all__ = ["BaseEngine", "Network", "generator_inputs", "to_network"]
+__all__ = ["BaseEngine", "Network", "generator_inputs", "motion_reading", "to_network"]

@@ -7,8 +7,9 @@ render worker that created it is the only caller. Runtimes are chosen explicitly
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,31 @@ class MotionReading:
     """All four codes; `pose` is relative to the canonical crop the face was cut from."""
     landmarks: Array
     """(152, 2) float32 landmarks in canonical crop units, [0, 1], x right, y down."""
+
+
+@dataclass(frozen=True, slots=True)
+class YuvPicture:
+    """A decoded webcam picture as the decoder left it: 8 bits, one chroma sample per 2 x 2 pixels.
+
+    Raises ValueError for planes that do not belong together.
+    """
+
+    y: NDArray[np.uint8]
+    """(H, W)."""
+    u: NDArray[np.uint8]
+    """(ceil(H/2), ceil(W/2)), like `v`; planes of I420, or every second column of NV12's."""
+    v: NDArray[np.uint8]
+    matrix: Literal["bt601", "bt709"]
+    full_range: bool
+    to_rgb: Callable[[], NDArray[np.uint8]]
+    """Convert the whole picture on the CPU, (H, W, 3): for the detector, now and then."""
+
+    def __post_init__(self) -> None:
+        chroma = tuple((n + 1) // 2 for n in self.y.shape)
+        if self.y.ndim != 2 or not self.y.size or {self.u.shape, self.v.shape} != {chroma}:
+            raise ValueError(f"no planes of 4:2:0: {self.y.shape}, {self.u.shape}, {self.v.shape}")
+        if any(plane.dtype != np.uint8 for plane in (self.y, self.u, self.v)):
+            raise ValueError("planes must be uint8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +108,14 @@ class Engine(Protocol):
 
     def draw(self, appearance: Appearance, driving: MotionCode) -> Drawing:
         """One frame of the portrait moved by `driving` (absolute codes)."""
+
+
+@runtime_checkable
+class ReadsYuv(Protocol):
+    """An engine that cuts a webcam's crop itself, from the decoder's planes."""
+
+    def motion_yuv(self, picture: YuvPicture, transform: Array) -> MotionReading:
+        """`Engine.motion` of the crop that `transform` (2, 3), picture to crop pixels, cuts.
+
+        Raises ValueError for a transform that cannot be inverted, EngineError, DeviceLostError.
+        """

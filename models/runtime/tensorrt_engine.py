@@ -15,12 +15,14 @@ from typing import Protocol
 import numpy as np
 
 from kernels import driver
+from kernels.compiler import CompileError, NoCompilerError
+from kernels.operation import Library
 from models.checkpoint import NETWORKS, Checkpoint
 from models.codes import Array
 from models.rates import MEL_BANDS
-from models.runtime.base import BaseEngine, Network
+from models.runtime.base import BaseEngine, Network, motion_reading
 from models.runtime.device_network import Device, DeviceNetwork, HostRunner
-from models.runtime.engine import EngineError
+from models.runtime.engine import EngineError, MotionReading, YuvPicture
 from models.runtime.engine_cache import open_engines
 from models.runtime.flavour import (
     BATCH_SIZES,
@@ -31,7 +33,9 @@ from models.runtime.flavour import (
     TensorRT,
 )
 from models.runtime.frames import FrameRenderer
-from models.runtime.gpu_frames import Compositor, GpuFrameRenderer
+from models.runtime.gpu_frames import GpuFrameRenderer
+from models.runtime.kernel_compositor import KernelCompositor
+from models.runtime.yuv_reader import YuvReader
 
 _log = logging.getLogger("visavis.tensorrt")
 
@@ -65,7 +69,7 @@ class TensorRTEngine(BaseEngine):
         root: Path | None = None,
         open_context: Callable[[], driver.Context] = driver.open_context,
         load_flavour: Callable[[FlavourName], Loader] = TensorRT,
-        make_compositor: Callable[[Device], Compositor] | None = None,
+        open_kernels: Callable[[Device], Library] | None = None,
     ) -> None:
         super().__init__(checkpoint)
         try:
@@ -76,7 +80,7 @@ class TensorRTEngine(BaseEngine):
             self._device = Device(context)
             with self._device.guard():
                 self._load(checkpoint, flavour, root, load_flavour)
-                self._start(make_compositor or _kernels)
+                self._start(open_kernels or _compiled)
         except BaseException:
             context.close()
             raise
@@ -117,13 +121,18 @@ class TensorRTEngine(BaseEngine):
             n: DeviceNetwork(self._device, programs[n], self._scratch) for n in NETWORKS
         }
 
-    def _start(self, make_compositor: Callable[[Device], Compositor]) -> None:
+    def _start(self, open_kernels: Callable[[Device], Library]) -> None:
         """Record every graph; that runs everything once, so the engine is warm afterwards."""
         self._runners = {
             n: HostRunner(self._networks[n], BATCH_SIZES if n == "audio" else (1,))
             for n in NETWORKS
         }
-        compositor = make_compositor(self._device)
+        library = open_kernels(self._device)
+        try:
+            compositor = KernelCompositor(self._device, library)
+            self._yuv_reader = YuvReader(self._networks["motion"], library)
+        except (CompileError, NoCompilerError) as error:
+            raise EngineError(str(error)) from error
         self._renderer = GpuFrameRenderer(self._networks["generator"], compositor)
 
     def run(self, network: Network, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -144,6 +153,10 @@ class TensorRTEngine(BaseEngine):
         ]
         return np.concatenate(parts)
 
+    def motion_yuv(self, picture: YuvPicture, transform: Array) -> MotionReading:
+        """See `ReadsYuv.motion_yuv`; the crop is cut on the card."""
+        return motion_reading(self._yuv_reader.read(picture, transform))
+
     def frame_renderer(self) -> FrameRenderer:
         """See `models.runtime.frames.DrawsFrames`."""
         return self._renderer
@@ -153,12 +166,5 @@ class TensorRTEngine(BaseEngine):
         self._context.close()
 
 
-def _kernels(device: Device) -> Compositor:
-    from kernels.compiler import CompileError, NoCompilerError
-    from kernels.operation import Library
-    from models.runtime.kernel_compositor import KernelCompositor
-
-    try:
-        return KernelCompositor(device, Library(device.context))
-    except (CompileError, NoCompilerError) as error:
-        raise EngineError(str(error)) from error
+def _compiled(device: Device) -> Library:
+    return Library(device.context)

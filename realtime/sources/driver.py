@@ -136,7 +136,10 @@ def _relative(codes: Array, seen: Array, config: ModelConfig) -> Array:
     out[:, _GAZE] -= np.median(seen[:, _GAZE], axis=0)
     open_lids = np.clip(np.percentile(seen[:, _LIDS], 20, axis=0), 0.0, 0.6)
     out[:, _LIDS] = np.clip((out[:, _LIDS] - open_lids) / (1.0 - open_lids), 0.0, 1.0)
-    pose, window = OneEuro(cutoff_hz=2.0, beta=16.0), ExpressionWindow(config.expression_window, DIMS["exp"])
+    pose, window = (
+        OneEuro(cutoff_hz=2.0, beta=16.0),
+        ExpressionWindow(config.expression_window, DIMS["exp"]),
+    )
     for row in out:
         row[_POSE] = pose.push(row[_POSE])
         row[_EXP] = window.push(row[_EXP])

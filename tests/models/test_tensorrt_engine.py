@@ -27,7 +27,6 @@ from models.runtime.engine import DeviceLostError, EngineError
 from models.runtime.flavour import BATCH_SIZES
 from models.runtime.frames import DrawsFrames, FrameRequest, frame_renderer
 from models.runtime.gpu_frames import GpuFrameRenderer
-from models.runtime.kernel_compositor import KernelCompositor
 from models.runtime.tensorrt_engine import TensorRTEngine
 from tests.models.conftest import PORTRAITS
 from tests.models.host_cuda import CARD, GraphFlavour, WatchedCalls
@@ -47,8 +46,8 @@ def engines(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-def host_kernels(device: Device) -> KernelCompositor:
-    return KernelCompositor(device, Library(device.context, build=kernels.host.build))
+def host_kernels(device: Device) -> Library:
+    return Library(device.context, build=kernels.host.build)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def gpu(checkpoint: Checkpoint, engines: Path, calls: WatchedCalls) -> Iterator[
         root=engines,
         open_context=lambda: kernels.host.open_context(calls),
         load_flavour=lambda name: flavour,
-        make_compositor=host_kernels,
+        open_kernels=host_kernels,
     )
     flavour.wake()
     yield engine
@@ -223,7 +222,7 @@ def make(checkpoint: Checkpoint, root: Path, calls: WatchedCalls) -> TensorRTEng
     return TensorRTEngine(
         checkpoint, flavour="tensorrt_rtx", root=root,
         open_context=lambda: kernels.host.open_context(calls),
-        load_flavour=lambda name: flavour, make_compositor=host_kernels,
+        load_flavour=lambda name: flavour, open_kernels=host_kernels,
     )  # fmt: skip
 
 
