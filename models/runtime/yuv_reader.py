@@ -97,7 +97,12 @@ class YuvReader:
     def _room(self, nbytes: int) -> tuple[driver.PinnedArray, driver.DeviceArray]:
         """Memory for planes, pinned and on the device."""
         context = self._device.context
-        return context.pinned((nbytes,), np.uint8), context.alloc((nbytes,), np.uint8)
+        planes = context.alloc((nbytes,), np.uint8)
+        try:
+            return context.pinned((nbytes,), np.uint8), planes
+        except driver.DriverError:
+            planes.free()
+            raise
 
 
 def _chroma(shape: Shape) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -12,16 +13,19 @@ import pytest
 from kernels import driver
 from models.checkpoint import NETWORKS, Checkpoint, open_checkpoint
 from models.codes import DIMS
+from models.detect import find_faces
+from models.face import canonical_transform, warp_crop
 from models.portrait import Portrait, prepare_portrait
 from models.runtime import build
 from models.runtime.base import BaseEngine
 from models.runtime.device_network import Device
-from models.runtime.engine import EngineError
+from models.runtime.engine import EngineError, ReadsYuv
 from models.runtime.engine_cache import EngineManifest
 from models.runtime.flavour import RTX_TARGETS, FlavourName, TensorRT, installed_flavours
 from models.runtime.frames import FrameRequest, frame_renderer
 from models.runtime.gpu_frames import GpuFrameRenderer
 from models.runtime.tensorrt_engine import TensorRTEngine
+from realtime.decoded import to_rgb, yuv_picture
 from tests.models.conftest import PORTRAITS
 
 pytestmark = pytest.mark.gpu
@@ -124,6 +128,48 @@ def test_readings_equal_the_cpu(
     a, b = gpu.motion(crop), engine.motion(crop)
     np.testing.assert_allclose(a.code.concat(), b.code.concat(), atol=3e-2)
     np.testing.assert_allclose(a.landmarks, b.landmarks, atol=1e-3)
+
+
+def before_a_webcam(portrait: Portrait, width: int, height: int, zoom: float) -> av.VideoFrame:
+    turn = cv2.getRotationMatrix2D((256, 256), 4, zoom)
+    turn[:, 2] += (width / 2 - 256, height / 2 - 256)
+    seen = cv2.warpAffine(portrait.image, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    frame = av.VideoFrame.from_ndarray(np.asarray(seen, np.uint8), "rgb24")
+    return frame.reformat(format="yuv420p")
+
+
+def test_a_webcam_is_read_from_its_planes_as_from_rgb(
+    gpu: BaseEngine, engine: BaseEngine, portraits: list[Portrait]
+) -> None:
+    """The tolerance of `test_tensorrt_engine.assert_read_alike`, whatever the webcam's size."""
+    if not isinstance(gpu, ReadsYuv):
+        pytest.skip("torch gets RGB: only the TensorRT engine cuts crops on the card")
+    sizes = [(640, 480, 0.8), (1280, 720, 1.3), (640, 480, 0.35), (1920, 1080, 1.5)]
+    for portrait, (width, height, zoom) in zip(portraits, sizes, strict=True):
+        webcam = before_a_webcam(portrait, width, height, zoom)
+        planes = yuv_picture(webcam)
+        assert planes is not None
+        transform = canonical_transform(find_faces(to_rgb(webcam))[0].points, 256)
+        wanted = engine.motion(warp_crop(to_rgb(webcam), transform, 256))
+        for _ in range(2):
+            found = gpu.motion_yuv(planes, transform)
+            assert np.abs(found.landmarks - wanted.landmarks).max() * 256 < 0.5
+            codes = np.abs(found.code.concat() - wanted.code.concat())
+            assert codes.max() < 0.15
+            assert codes.mean() < 0.01
+
+
+def test_webcams_take_no_memory_per_picture(gpu: BaseEngine, portraits: list[Portrait]) -> None:
+    if not isinstance(gpu, ReadsYuv):
+        pytest.skip("torch gets RGB: only the TensorRT engine cuts crops on the card")
+    pictures = [yuv_picture(before_a_webcam(p, 640, 480, 0.8)) for p in portraits]
+    transform = np.array([[0.6, 0, -60], [0, 0.6, -20]], np.float32)
+    with driver.open_context() as context:
+        gpu.motion_yuv(pictures[0], transform)  # type: ignore[arg-type]
+        before = context.memory()[0]
+        for i in range(200):
+            gpu.motion_yuv(pictures[i % 4], transform)  # type: ignore[arg-type]
+        assert before - context.memory()[0] < 4 * 2**20
 
 
 def test_many_frames_take_no_more_memory(gpu: BaseEngine, portraits: list[Portrait]) -> None:

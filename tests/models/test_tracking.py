@@ -1,11 +1,17 @@
-"""Tracking: a face is found, followed, lost and found again; a moving crop loses no motion."""
+"""Tracking: a face is found, followed, lost and found again; a moving crop loses no motion.
+
+On decoded pictures, too: an engine that reads their planes cuts the crop, any other gets RGB.
+"""
 
 import cv2
 import numpy as np
 import pytest
 
-from models.face import crop_points
+from models.codes import Array
+from models.config import ModelConfig
+from models.face import crop_points, warp_crop
 from models.runtime.base import BaseEngine
+from models.runtime.engine import MotionReading, YuvPicture
 from models.tracking import CHECK_EVERY, CHECK_SOON, MISSES, FaceTracker, plausible
 
 pytestmark = pytest.mark.unit
@@ -80,3 +86,98 @@ def test_plausible_knows_a_face_from_a_heap(
     assert plausible(reading.landmarks)
     assert not plausible(reading.landmarks * 0.2)
     assert not plausible(1 - reading.landmarks)
+
+
+# --- decoded pictures -------------------------------------------------------------------
+
+
+class Decoded:
+    """Pictures as a decoder hands them over; counts how often one is converted."""
+
+    def __init__(self) -> None:
+        self.converted = 0
+
+    def picture(self, rgb: np.ndarray) -> YuvPicture:
+        height, width = rgb.shape[:2]
+        planes = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), np.uint8)
+        u, v = planes[height:].reshape(2, height // 2, width // 2)
+
+        def to_rgb() -> np.ndarray:
+            self.converted += 1
+            return as_rgb(planes[:height], u, v)
+
+        return YuvPicture(planes[:height], u, v, "bt601", False, to_rgb)
+
+
+def as_rgb(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    i420 = np.concatenate([y.ravel(), u.ravel(), v.ravel()]).reshape(-1, y.shape[1])
+    return np.asarray(cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420), np.uint8)
+
+
+class PlanesEngine:
+    """The CPU's engine with a crop of its own: what an engine on a card looks like from here."""
+
+    name = "planes"
+
+    def __init__(self, engine: BaseEngine) -> None:
+        self._engine = engine
+        self.config: ModelConfig = engine.config
+        self.read = 0
+
+    def motion(self, face_HWC: np.ndarray) -> MotionReading:
+        raise AssertionError("no crop is cut on the CPU")
+
+    def motion_yuv(self, picture: YuvPicture, transform: Array) -> MotionReading:
+        self.read += 1
+        rgb = as_rgb(picture.y, picture.u, picture.v)
+        return self._engine.motion(warp_crop(rgb, transform, self.config.image_size))
+
+
+def assert_equal(a: MotionReading | None, b: MotionReading | None) -> None:
+    assert a is not None
+    assert b is not None
+    np.testing.assert_array_equal(a.code.concat(), b.code.concat())
+    np.testing.assert_array_equal(a.landmarks, b.landmarks)
+
+
+def test_an_engine_that_reads_planes_cuts_every_crop_itself(
+    engine: BaseEngine, portrait_picture: np.ndarray
+) -> None:
+    decoded, planes = Decoded(), PlanesEngine(engine)
+    tracker, usual = FaceTracker(planes), FaceTracker(engine)  # type: ignore[arg-type]
+    for frame in range(CHECK_EVERY - 1):
+        picture = decoded.picture(placed(portrait_picture, dx=frame))
+        assert_equal(tracker.update(picture), usual.update(as_rgb(picture.y, picture.u, picture.v)))
+        assert decoded.converted == 1, "for the detector, when the face was found"
+    assert planes.read == CHECK_EVERY - 1 + 2
+    tracker.update(decoded.picture(placed(portrait_picture)))
+    assert decoded.converted == 2, "for the detector, which looks again now"
+
+
+def test_a_face_that_leaves_the_planes_is_noticed_and_found_again(
+    engine: BaseEngine, portrait_picture: np.ndarray
+) -> None:
+    decoded, planes = Decoded(), PlanesEngine(engine)
+    tracker = FaceTracker(planes, search_every=2)  # type: ignore[arg-type]
+    empty = np.full((480, 640, 3), 90, np.uint8)
+    assert [tracker.update(decoded.picture(empty)) for _ in range(4)] == [None] * 4
+    assert decoded.converted == 2, "searched every second time"
+    assert planes.read == 0
+    for _ in range(2):
+        found = tracker.update(decoded.picture(placed(portrait_picture)))
+    assert found is not None
+    for _ in range(CHECK_EVERY + MISSES * CHECK_SOON):
+        gone = tracker.update(decoded.picture(empty))
+    assert gone is None
+    assert not tracker.tracking
+
+
+def test_an_engine_that_does_not_read_planes_gets_rgb(
+    engine: BaseEngine, portrait_picture: np.ndarray
+) -> None:
+    decoded = Decoded()
+    tracker, usual = FaceTracker(engine), FaceTracker(engine)
+    for frame in range(3):
+        picture = decoded.picture(placed(portrait_picture))
+        assert_equal(tracker.update(picture), usual.update(as_rgb(picture.y, picture.u, picture.v)))
+        assert decoded.converted == frame + 1
