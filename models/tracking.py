@@ -40,6 +40,8 @@ HOME_RATE = 0.002
 #: E_mot sees a face in everything, so the detector looks at the crop once a second, sooner
 #: after a miss; this many misses in a row mean "lost" (a turned head may be missed once).
 CHECK_EVERY, CHECK_SOON, MISSES = 25, 5, 3
+#: Rounding to even sizes is no new aspect ratio.
+ASPECT_TOLERANCE = 0.03
 
 
 class Picture:
@@ -55,6 +57,12 @@ class Picture:
     def rgb(self) -> NDArray[np.uint8]:
         """(H, W, 3); a decoded picture is converted, once."""
         return self._frame.to_rgb() if isinstance(self._frame, YuvPicture) else self._frame
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        planes = self._frame.y if isinstance(self._frame, YuvPicture) else self._frame
+        return planes.shape[1], planes.shape[0]
 
     def crop(self, transform: Array) -> NDArray[np.uint8]:
         """(S, S, 3) RGB, cut on the CPU."""
@@ -80,6 +88,7 @@ class FaceTracker:
         """Forget the face; the next frame is searched."""
         self._points: Array | None = None
         self._home: Array | None = None
+        self._size: tuple[int, int] | None = None
         self._until_check = CHECK_EVERY
         self._misses = 0
         self._since_search = self._search_every
@@ -97,6 +106,7 @@ class FaceTracker:
         than a frame has time for.
         """
         picture = Picture(self._engine, frame)
+        self._follow_size(picture.size)
         if self._points is None:
             self._since_search += 1
             if self._since_search < self._search_every:
@@ -111,6 +121,26 @@ class FaceTracker:
         if reading is None:
             self.reset()
         return reading
+
+    def _follow_size(self, size: tuple[int, int]) -> None:
+        """Browsers change a camera's resolution in the middle of a call; the face stays.
+
+        Another aspect ratio is another cut of the scene: then the face is searched anew.
+        """
+        before, self._size = self._size, size
+        if before is None or before == size or self._points is None:
+            return
+        x, y = size[0] / before[0], size[1] / before[1]
+        if abs(x / y - 1) > ASPECT_TOLERANCE:
+            self.reset()
+            self._size = size
+            return
+        scale = np.array([x, y], np.float32)
+        self._points = self._points * scale
+        self._smooth.reset()
+        self._smooth.push(self._points.reshape(-1))
+        if self._home is not None:
+            self._home = self._home * scale
 
     def _settle(self, picture: Picture) -> None:
         """Replace the detector's rough points by the landmarks' own, twice."""

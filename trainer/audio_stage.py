@@ -194,11 +194,17 @@ def evaluate(
 
 
 def train(
-    cache_dir: Path, out: Path, steps: int = 3000, threads: int = 1, right_frames: int = 1
-) -> None:
-    """Train E_aud; writes `out` (.pt) every 250 steps and resumes from it."""
+    cache_dir: Path, out: Path, steps: int = 3000, threads: int = 1, right_frames: int = 1,
+    voices: Path | None = None, voice_share: float = 0.35, start: Path | None = None,
+    lr: float = 1.5e-3,
+) -> None:  # fmt: skip
+    """Train E_aud; writes `out` (.pt) every 250 steps and resumes from it.
+
+    `voices` is a file of `trainer.voices`, mixed in with `voice_share`; `start` another run's
+    file to begin from, with its optimiser.
+    """
     torch.set_num_threads(threads)
-    recipe = AudioRecipe(steps=steps)
+    recipe = AudioRecipe(steps=steps, lr=lr)
     torch.manual_seed(recipe.seed)
     config = ModelConfig(right_frames=right_frames)
     frames, speech = FrameCache(cache_dir), SpeechCache(cache_dir)
@@ -206,9 +212,16 @@ def train(
     net = AudioEncoder(config)
     optimiser = torch.optim.AdamW(net.parameters(), recipe.lr, (0.9, 0.99), weight_decay=1e-2)
     parts: Parts = {"net": net, "optimiser": optimiser}
+    if start is not None and not out.exists():
+        resume(start, parts)
     step = int(resume(out, parts)["step"])
     weight = lip_weights(frames)
     make = sampler(speech, train_clips, recipe, config)
+    if voices is not None:
+        from trainer.voices import corpus  # it imports this module
+
+        spoken = corpus.sampler(corpus.VoiceCache(voices), config)
+        make = corpus.mixed(make, spoken, voice_share)
     stream = batches(make, size=recipe.sequences, seed=recipe.seed, start=step, threads=1)
     report = Report(every=50, digits=4)
     while step < recipe.steps:

@@ -173,8 +173,8 @@ def augmented(
         landmarks[:, 0] = 1 - landmarks[:, 0]
         code = mirror_code(code, cache.lip_mirror)
     to_unit = np.array([[1 / SIZE, 0, 0], [0, 1 / SIZE, 0]], np.float32)
-    chain = _compose(out, _compose(transform, to_unit))
-    pixels = warp_crop(image, chain, size)
+    whole = chain(out, chain(transform, to_unit))
+    pixels = warp_crop(image, whole, size)
     return pixels, apply_transform(transform, landmarks), move_code(code, transform)
 
 
@@ -194,10 +194,10 @@ def augmented_flow(
         flow = (flow[:, ::-1] * [-1, 1] + [1, 0]).astype(np.float32)
         valid = valid[:, ::-1]
     to_unit = np.array([[1 / SIZE, 0, 0], [0, 1 / SIZE, 0]], np.float32)
-    chain = _compose(_compose(WHOLE * np.float32(size / SIZE), transform), to_unit)
+    whole = chain(chain(WHOLE * np.float32(size / SIZE), transform), to_unit)
     # Pixel centres lie at +.5; outside the picture nothing is valid.
-    at = chain.copy()
-    at[:, 2] += chain[:, :2] @ [0.5, 0.5] - 0.5
+    at = whole.copy()
+    at[:, 2] += whole[:, :2] @ [0.5, 0.5] - 0.5
     held = cv2.warpAffine(np.ascontiguousarray(valid), at, (size, size), flags=cv2.INTER_LINEAR)
     moved = cv2.warpAffine(
         np.ascontiguousarray(flow), at, (size, size), flags=cv2.INTER_LINEAR,
@@ -208,7 +208,7 @@ def augmented_flow(
     return origin.reshape(size, size, 2).transpose(2, 0, 1).copy(), known[None]
 
 
-def _compose(a: F32, b: F32) -> F32:
+def chain(a: F32, b: F32) -> F32:
     """Transform that applies b first."""
     row = np.array([[0, 0, 1]], np.float32)
     both = np.concatenate([a, row]) @ np.concatenate([b, row])

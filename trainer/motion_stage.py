@@ -3,7 +3,8 @@
 Synthetic clips give every code exactly; GRID gives lips, lids and poses of real video
 (fitted); stills give landmarks and poses of many faces. Dimensions are weighted by how far
 they move the face, and a geometric loss compares where the predicted codes put the
-landmarks, which is what the generator will do with them.
+landmarks, which is what the generator will do with them. Samples are two moments of one clip:
+the difference of their codes is motion, free of what the person looks like.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from trainer.frames import (
     FrameCache,
     Pool,
     augmented,
+    chain,
     degrade,
     random_similarity,
     rarity,
@@ -53,7 +55,7 @@ class MotionRecipe:
 _TRUST: dict[str, dict[Factor, float]] = {
     "synth": {"lip": 1.0, "pose": 1.0, "eye": 1.0, "exp": 1.0},
     "grid": {"lip": 1.0, "pose": 1.0, "eye": 1.0, "exp": 0.2},
-    "still": {"lip": 0.0, "pose": 1.0, "eye": 0.0, "exp": 0.0},
+    "still": {"lip": 0.0, "pose": 0.6, "eye": 0.0, "exp": 0.0},
 }
 _LOCAL = (("eye_left", "iris_left"), ("eye_right", "iris_right"), ("lips_outer", "lips_inner"),
           ("brow_left", "eye_left"), ("brow_right", "eye_right"))  # fmt: skip
@@ -65,33 +67,46 @@ _WATCHED: dict[str, tuple[Factor, int]] = {
 }  # fmt: skip
 #: One unit of these scaled codes is an error that a person would see.
 _SCALE: dict[Factor, float] = {"lip": 1.5, "pose": 10.0, "eye": 4.0, "exp": 4.0}
+#: What a wrong change between two moments costs.
+_CHANGE: dict[Factor, float] = {"pose": 12.0, "eye": 2.0, "exp": 1.0}
 
 
 def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: MotionRecipe) -> Make:
-    """A function rng -> one augmented sample; persons are drawn before frames."""
+    """A function rng -> two moments of one clip in nearly the same crop; persons come first.
+
+    Arrays have a leading axis of 2; of a still both moments are the same frame.
+    """
     rare = rarity(cache)
     by_kind = {kind: rows[cache.kind[rows] == kind] for kind in KINDS}
     misc = by_kind["grid"][cache.person[by_kind["grid"]] != "s1"]
     pools = {kind: Pool.weighted(mine, rare) for kind, mine in by_kind.items()}
     misc_pool = Pool.weighted(misc, rare)
     share = shares(cache, rows, recipe.share)
+    clips = _by_clip(cache, rows)
 
     def make(rng: np.random.Generator) -> Sample:
         kind = str(rng.choice(KINDS, p=share))
         other = kind == "grid" and len(misc) > 0 and rng.random() < 0.2
         row = (misc_pool if other else pools[kind]).draw(rng)
-        move = random_similarity(rng, zoom=0.1, angle=0.1, shift=0.045)
-        pixels, landmarks, code = augmented(
-            cache, row, move, flip=rng.random() < 0.5, out=WHOLE, size=SIZE
-        )
-        return {
-            "face": degrade(rng, pixels),
-            "landmarks": landmarks,
-            "code": code,
-            "trust": trust_of(kind),
-        }
+        crop = random_similarity(rng, zoom=0.1, angle=0.1, shift=0.045)
+        flip = rng.random() < 0.5
+        moments = []
+        for frame in (row, int(rng.choice(clips[str(cache.clip[row])]))):
+            move = chain(random_similarity(rng, zoom=0.02, angle=0.02, shift=0.01), crop)
+            moment = augmented(cache, frame, move, flip=flip, out=WHOLE, size=SIZE)
+            moments.append((degrade(rng, moment[0]), *moment[1:]))
+        face, landmarks, code = (np.stack(part) for part in zip(*moments, strict=True))
+        trust = np.stack([trust_of(kind)] * 2)
+        return {"face": face, "landmarks": landmarks, "code": code, "trust": trust}
 
     return make
+
+
+def _by_clip(cache: FrameCache, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """The rows of every clip among `rows`."""
+    ordered = rows[np.argsort(cache.clip[rows], kind="stable")]
+    names, first = np.unique(cache.clip[ordered], return_index=True)
+    return dict(zip(names.tolist(), np.split(ordered, first[1:]), strict=True))
 
 
 def trust_of(kind: str) -> NDArray[np.float32]:
@@ -130,6 +145,19 @@ def losses(
         local.append((points - points.mean(1, keepdim=True)).abs().mean())
     result["local"] = torch.stack(local).sum() * 25
     return result
+
+
+def motion_between(out: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    """L1 of the change of pose, eye and expression between the moments of a pair, weighted.
+
+    Rows 2i and 2i + 1 are a pair. A head's own error of pitch is larger than most nods; what
+    is left of it after the difference is what a viewer sees.
+    """
+    total = out["pose"].new_zeros(())
+    for factor, weight in _CHANGE.items():
+        error = out[factor] - batch["code"][:, FACTOR_SLICES[factor]]
+        total = total + weight * error.view(-1, 2, DIMS[factor]).diff(dim=1).abs().mean()
+    return total
 
 
 @torch.no_grad()
@@ -173,10 +201,10 @@ def _adopt(net: MotionEncoder, path: Path) -> None:
 
 
 def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, threads: int = 2,
-          start: Path | None = None) -> None:  # fmt: skip
+          start: Path | None = None, lr: float = 1.2e-3) -> None:  # fmt: skip
     """Train E_mot; writes `out` (.pt) every 250 steps and resumes from it."""
     torch.set_num_threads(threads)
-    recipe = MotionRecipe(steps=steps, batch=batch)
+    recipe = MotionRecipe(steps=steps, batch=batch, lr=lr)
     torch.manual_seed(recipe.seed)
     cache = FrameCache(cache_dir)
     rows = cache.split()
@@ -189,14 +217,15 @@ def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, thread
     step = int(resume(out, parts)["step"])
     weight = lip_weights(cache)
     make = sampler(cache, rows.train, recipe)
-    stream = batches(make, size=recipe.batch, seed=recipe.seed, start=step)
+    stream = batches(make, size=recipe.batch // 2, seed=recipe.seed, start=step)
     report = Report(every=50)
     while step < recipe.steps:
-        data = next(stream)
+        data = {name: part.flatten(0, 1) for name, part in next(stream).items()}
         set_rate(optimiser, cosine(step, peak=recipe.lr, steps=recipe.steps, warm_up=200))
         with torch.autocast("cpu", torch.bfloat16):
             read = net(to_unit(data["face"]) * 2 - 1)
-        terms = losses({k: v.float() for k, v in read.items()}, data, weight)
+        out_of = {k: v.float() for k, v in read.items()}
+        terms = {**losses(out_of, data, weight), "motion": motion_between(out_of, data)}
         descend(optimiser, terms, net.parameters(), limit=5.0)
         step += 1
         report.add(step, terms)

@@ -273,7 +273,7 @@ def test_head_follows_the_webcam(
     reach = seen[known].std() / turned.std()
     print(f"yaw follows {lag_ms:.0f} ms later, r = {likeness:.2f}, reach {reach:.2f}")
     assert turned.std() > 0.1, "the film does not turn"
-    assert likeness > 0.6
+    assert likeness > 0.8
     assert 0.3 < reach < 1.5
 
 

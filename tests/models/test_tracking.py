@@ -49,6 +49,34 @@ def test_a_turning_head_keeps_its_roll_although_the_crop_may_follow(
     assert rolls[-1] - rolls[0] > 14, "the crop has followed meanwhile, home has not"
 
 
+@pytest.mark.parametrize("size", [(480, 360), (320, 240), (1280, 960), (482, 360)])
+def test_a_camera_that_changes_its_resolution_loses_nothing(
+    engine: BaseEngine, portrait_picture: np.ndarray, size: tuple[int, int]
+) -> None:
+    tracker = FaceTracker(engine)
+    frame = placed(portrait_picture, angle=6)
+    before = [tracker.update(frame) for _ in range(4)][-1]
+    assert before is not None
+    other = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    for shown in [other] * 4 + [frame] * 2:
+        reading = tracker.update(shown)
+        assert reading is not None
+        np.testing.assert_allclose(reading.code.pose, before.code.pose, atol=0.05)
+        assert np.abs(reading.landmarks - before.landmarks).mean() * 256 < 2
+
+
+def test_another_aspect_ratio_is_searched_anew(
+    engine: BaseEngine, portrait_picture: np.ndarray
+) -> None:
+    tracker = FaceTracker(engine)
+    frame = placed(portrait_picture)
+    before = [tracker.update(frame) for _ in range(3)][-1]
+    assert before is not None
+    readings = [tracker.update(np.ascontiguousarray(frame[:, 80:560])) for _ in range(3)]
+    assert readings[-1] is not None
+    assert np.abs(readings[-1].landmarks - before.landmarks).mean() * 256 < 4
+
+
 def test_somebody_who_moves_aside_stays_in_the_crop(
     engine: BaseEngine, portrait_picture: np.ndarray
 ) -> None:

@@ -79,12 +79,15 @@ def test_the_motion_encoder_learns(cache: FrameCache) -> None:
     recipe = motion_stage.MotionRecipe(batch=4)
     net = MotionEncoder(ModelConfig())
     net.mean_landmarks.copy_(torch.from_numpy(cache.landmarks.mean(0)))
-    data = next(batches(motion_stage.sampler(cache, rows(cache), recipe), size=4, seed=0))
+    pairs = next(batches(motion_stage.sampler(cache, rows(cache), recipe), size=2, seed=0))
+    data = {name: part.flatten(0, 1) for name, part in pairs.items()}
     optimiser = torch.optim.Adam(net.parameters(), 3e-4)
     weight = motion_stage.lip_weights(cache)
     history = []
     for _ in range(10):
-        loss = sum(motion_stage.losses(net(to_unit(data["face"]) * 2 - 1), data, weight).values())
+        out = net(to_unit(data["face"]) * 2 - 1)
+        loss = sum(motion_stage.losses(out, data, weight).values())
+        loss = loss + motion_stage.motion_between(out, data)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -93,6 +96,20 @@ def test_the_motion_encoder_learns(cache: FrameCache) -> None:
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters() if p.ndim > 1
     )
+
+
+def test_a_pair_is_one_clip_and_its_change_counts_alone(cache: FrameCache) -> None:
+    make = motion_stage.sampler(cache, rows(cache), motion_stage.MotionRecipe(share=(1, 0, 0)))
+    data = make(np.random.default_rng(3))
+    assert data["face"].shape[0] == data["code"].shape[0] == 2
+    code = torch.from_numpy(np.stack([data["code"], data["code"]])).flatten(0, 1)
+    exact = {factor: code[:, part].clone() for factor, part in FACTOR_SLICES.items()}
+    batch = {"code": code}
+    # The same error in both moments is no error of the change.
+    shifted = {**exact, "pose": exact["pose"] + 0.1}
+    assert float(motion_stage.motion_between(shifted, batch)) == pytest.approx(0, abs=1e-4)
+    exact["pose"][0] += 0.1
+    assert float(motion_stage.motion_between(exact, batch)) == pytest.approx(12 * 0.05, rel=1e-3)
 
 
 def test_the_generator_learns(cache: FrameCache) -> None:
