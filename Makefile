@@ -58,6 +58,7 @@ SECONDS ?= 60
 fuzz: $(VENV)/.dev ## fuzz every parser of bytes from outside: make fuzz SECONDS=60
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
+	VISAVIS_MALFORMED=1000 $(BIN)/python -m pytest -q --timeout=1200 tests/fuzz/test_malformed.py
 
 speech: ## make tests/data/*.wav again (espeak-ng and flite)
 	bash tests/data/make_speech.sh tests/data

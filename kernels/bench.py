@@ -132,13 +132,16 @@ def commit() -> str:
 class Bench:
     """Runs cases on one context, torch on the same stream."""
 
-    def __init__(self, context: Context, runs: int, only: Sequence[str] = ()) -> None:
+    def __init__(
+        self, context: Context, runs: int, only: Sequence[str] = (), compiled: bool = True
+    ) -> None:
         import torch
 
         from kernels.compiler import find_compiler
 
         self.failed = False
         self._torch, self._context, self._only = torch, context, only
+        self._compiled = compiled
         self._stream = context.stream()
         self._clock = Clock(context, self._stream, runs)
         self._library = Library(context)
@@ -172,7 +175,7 @@ class Bench:
         check(case)
         ours = self._clock.median_ms(lambda: self._library.run(case.launch, self._stream))
         eager = self._torch_ms(case, lambda work: work)
-        compiled = self._torch_ms(case, self._torch.compile)
+        compiled = self._torch_ms(case, self._torch.compile) if self._compiled else None
         rate = case.moved / ours
         return Row(
             **self._common,
@@ -217,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, default=RECORD, help="record to append to")
     parser.add_argument("--only", nargs="*", default=(), help="names of operations")
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--no-compiled", action="store_true", help="spare torch's compiler")
     options = parser.parse_args(arguments)
     try:
         context = driver.open_context()
@@ -225,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with context:
         print(f"{context.device.name} through {context.binding} ({context.reason})")
-        bench = Bench(context, options.runs, options.only)
+        bench = Bench(context, options.runs, options.only, not options.no_compiled)
         for row in (row for dtype in DTYPES for row in bench.rows(dtype)):
             append(options.csv, [row])
             print(

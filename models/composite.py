@@ -13,9 +13,27 @@ from numpy.typing import NDArray
 
 from models.runtime.engine import Drawing
 
+#: Bilinear sampling at a random offset passes 1 - (1 - cos w) / 3 of a detail's power at the
+#: angular frequency w, on average. A source sharpened by this much before it is warped comes
+#: out as sharp as it was (faces of bundled portraits: .78 of their Laplacian without, .95 with).
+SHARPENING = 0.14
+
+
+def warp_source(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A canonical crop (N, N, 3) uint8 RGB at the output's size, sharpened for `compose`.
+
+    Once per portrait and size, never per frame.
+    """
+    if len(image) != size:
+        method = cv2.INTER_AREA if size < len(image) else cv2.INTER_CUBIC
+        image = np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)
+    kernel = np.array([-SHARPENING, 1 + 2 * SHARPENING, -SHARPENING], np.float32)
+    sharp = cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(sharp, np.uint8)
+
 
 def compose(drawing: Drawing, source: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Draw one frame (size, size, 3) uint8 RGB; `source` is the canonical crop at `size`.
+    """Draw one frame (size, size, 3) uint8 RGB; `source` is `warp_source` of the canonical crop.
 
     A source of another size is an error, so that nobody resizes it 25 times a second.
     """

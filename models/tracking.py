@@ -7,11 +7,13 @@ turns with the head takes nothing away from the pose code (METHOD.md section 1).
 run per frame serves both codes and tracking.
 
 An engine that reads a decoder's planes (`ReadsYuv`) cuts the crop itself; then a picture becomes
-RGB on the CPU only when the detector has to look at it.
+RGB on the CPU only when the detector has to look at it. Trackers of several people can be
+updated together (`models.together`), so that E_mot runs once for all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from functools import cached_property
 
 import numpy as np
@@ -70,9 +72,19 @@ class Picture:
 
     def read(self, transform: Array) -> MotionReading:
         """Codes and landmarks of a crop; the engine cuts it where it can."""
-        if isinstance(self._frame, YuvPicture) and isinstance(self._engine, ReadsYuv):
-            return self._engine.motion_yuv(self._frame, transform)
+        if self.planes is not None and isinstance(self._engine, ReadsYuv):
+            return self._engine.motion_yuv(self.planes, transform)
         return self._engine.motion(self.crop(transform))
+
+    @property
+    def planes(self) -> YuvPicture | None:
+        """What an engine that cuts crops itself reads; None for a picture in RGB."""
+        return self._frame if isinstance(self._frame, YuvPicture) else None
+
+
+#: A tracker's work on one picture, which stops wherever E_mot has to read a crop of it: it yields
+#: the picture and the crop's transform, and is sent the reading.
+Steps = Generator[tuple[Picture, Array], MotionReading, MotionReading | None]
 
 
 class FaceTracker:
@@ -105,6 +117,17 @@ class FaceTracker:
         While lost, only every `search_every`-th frame is searched: searching costs more
         than a frame has time for.
         """
+        steps = self.steps(frame)
+        try:
+            picture, transform = next(steps)
+            while True:
+                picture, transform = steps.send(picture.read(transform))
+        except StopIteration as end:
+            reading: MotionReading | None = end.value
+            return reading
+
+    def steps(self, frame: NDArray[np.uint8] | YuvPicture) -> Steps:
+        """`update` as a generator, for whoever reads the crops of many trackers at once."""
         picture = Picture(self._engine, frame)
         self._follow_size(picture.size)
         if self._points is None:
@@ -116,8 +139,8 @@ class FaceTracker:
             if not faces:
                 return None
             self._points = faces[0].points
-            self._settle(picture)
-        reading = self._read(picture, self._points)
+            yield from self._settle(picture)
+        reading = yield from self._read(picture, self._points)
         if reading is None:
             self.reset()
         return reading
@@ -142,20 +165,20 @@ class FaceTracker:
         if self._home is not None:
             self._home = self._home * scale
 
-    def _settle(self, picture: Picture) -> None:
+    def _settle(self, picture: Picture) -> Generator[tuple[Picture, Array], MotionReading, None]:
         """Replace the detector's rough points by the landmarks' own, twice."""
         assert self._points is not None
         for _ in range(2):
             transform = canonical_transform(self._points, self._engine.config.image_size)
-            landmarks = picture.read(transform).landmarks
+            landmarks = (yield picture, transform).landmarks
             self._points = _to_frame(transform, crop_points(landmarks), self._engine)
 
-    def _read(self, picture: Picture, points: Array) -> MotionReading | None:
+    def _read(self, picture: Picture, points: Array) -> Steps:
         size = self._engine.config.image_size
         transform = canonical_transform(points, size)
         if not self._still_there(picture, transform):
             return None
-        reading = picture.read(transform)
+        reading = yield picture, transform
         if not plausible(reading.landmarks):
             return None
         target = _to_frame(transform, crop_points(reading.landmarks), self._engine)

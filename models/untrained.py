@@ -30,17 +30,22 @@ def cache_folder() -> Path:
     return (Path(cache) if cache else Path.home() / ".cache") / "visavis" / "untrained"
 
 
-def untrained_checkpoint(config: ModelConfig, root: Path | None = None) -> Checkpoint:
+def untrained_checkpoint(
+    config: ModelConfig, root: Path | None = None, *, exported: bool = True
+) -> Checkpoint:
     """The checkpoint of an untrained set of networks, made when it is not there yet (minutes).
+
+    Without `exported` there are only weights, which is all that torch reads, made in seconds.
 
     Raises:
         CheckpointError: torch or the packages of the export are not installed.
     """
     key = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:12]
-    folder = (root or cache_folder()) / f"{config.name}-{key}"
+    kind = "" if exported else "-weights"
+    folder = (root or cache_folder()) / f"{config.name}-{key}{kind}"
     if not (folder / "manifest.json").exists():
         try:
-            _write(config, folder)
+            _write(config, folder, exported)
         except ImportError as error:
             raise CheckpointError(
                 f"{error.name} is needed to make {config.name} networks: "
@@ -49,11 +54,10 @@ def untrained_checkpoint(config: ModelConfig, root: Path | None = None) -> Check
     return open_checkpoint(folder)
 
 
-def _write(config: ModelConfig, folder: Path) -> None:
+def _write(config: ModelConfig, folder: Path, exported: bool) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from models.export import export_network, store_half
     from models.networks import Networks, half_precision
 
     face = open_checkpoint(verify=False).face
@@ -64,14 +68,21 @@ def _write(config: ModelConfig, folder: Path) -> None:
     fresh.mkdir(parents=True)
     save_file(half_precision(networks), fresh / "weights.safetensors")
     np.savez(fresh / "face.npz", mean=face.mean, basis=face.basis)
-    for name, inputs in _inputs(networks).items():
-        path = fresh / f"{name}.onnx"
-        export_network(networks[name], inputs, path)
-        store_half(path)
+    if exported:
+        _export(networks, fresh)
     sizes = {n: sum(p.numel() for p in net.parameters()) for n, net in networks.named()}
     write_manifest(fresh, config, name=f"{config.name}, untrained", parameters=sizes)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
+
+
+def _export(networks: Networks, folder: Path) -> None:
+    from models.export import export_network, store_half
+
+    for name, inputs in _inputs(networks).items():
+        path = folder / f"{name}.onnx"
+        export_network(networks[name], inputs, path)
+        store_half(path)
 
 
 def _inputs(networks: Networks) -> dict[str, tuple[Tensor, ...]]:

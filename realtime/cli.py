@@ -205,11 +205,25 @@ def doctor(
     engine: Engine = "auto",
     checkpoint: Checkpoint = None,
     threads: Threads = 0,
+    ice_server: Annotated[
+        list[str] | None, typer.Option(help="As for serve: is it reachable? May be repeated.")
+    ] = None,
+    public_ip: Annotated[str | None, typer.Option(help="As for serve.")] = None,
+    udp_ports: Annotated[
+        str | None, typer.Option(help="As for serve: are they free, and enough?")
+    ] = None,
 ) -> None:
     """Say what would run here and why, and what would keep it from working."""
     from realtime.doctor import examine
 
-    settings = Settings(host=host, port=port, engine=engine, checkpoint=checkpoint, threads=threads)
+    try:
+        settings = Settings(
+            host=host, port=port, engine=engine, checkpoint=checkpoint, threads=threads,
+            ice_servers=tuple(parse_ice_server(text) for text in ice_server or ()),
+            public_ip=public_ip, udp_ports=parse_span(udp_ports, "--udp-ports"),
+        )  # fmt: skip
+    except ValueError as error:
+        raise fail(str(error)) from None
     console = Console(highlight=False)
     styles = {"ok": "green", "warning": "yellow", "problem": "red"}
     problems = 0

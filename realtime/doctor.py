@@ -10,10 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 import av
 
@@ -22,10 +20,20 @@ from models.rates import FRAME_MS
 from models.runtime import load_engine
 from models.runtime.engine import EngineError
 from models.runtime.frames import FrameRequest, frame_renderer
-from realtime.rtc import AudioBlock, IceOptions, RtcPeer, local_addresses, problems
+from realtime.finding import Check
+from realtime.reach import check_ice_servers, check_udp_ports
+from realtime.rtc import (
+    AudioBlock,
+    IceOptions,
+    NoResourcesError,
+    RtcPeer,
+    libopus,
+    libvpx,
+    local_addresses,
+    problems,
+)
 from realtime.settings import Settings
 
-Verdict = Literal["ok", "warning", "problem"]
 CONNECT_TIMEOUT_S = 5.0
 _PACKAGES = (
     "aiortc", "aioice", "av", "numpy", "opencv-python-headless", "openvino", "starlette",
@@ -33,21 +41,12 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding. `fix` is a command or a sentence; empty when nothing is to be done."""
-
-    verdict: Verdict
-    subject: str
-    detail: str
-    fix: str = ""
-
-
 def examine(settings: Settings) -> Iterator[Check]:
     """Yield findings one after another; slow ones (engine, connection) come last."""
     checks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
-        check_machine, check_packages, check_gpu, check_page, check_port, check_addresses,
-        check_checkpoint, check_engine, check_connection,
+        check_machine, check_packages, check_codecs, check_gpu, check_page, check_port,
+        check_addresses, check_udp_ports, check_ice_servers, check_checkpoint, check_engine,
+        check_connection,
     )  # fmt: skip
     for check in checks:
         yield from check(settings)
@@ -91,6 +90,21 @@ def check_packages(settings: Settings) -> Iterator[Check]:
         yield Check("problem", "Packages", f"missing: {', '.join(missing)}", "pip install -e .")
     for problem in problems():
         yield Check("problem", "WebRTC adapter", problem, "pip install 'aiortc==1.16.*'")
+
+
+def check_codecs(settings: Settings) -> Iterator[Check]:
+    """Whether libvpx and libopus are called directly; FFmpeg's wrappers work, but do less."""
+    parts = (
+        ("VP8", libvpx, "bit rate changes in place", "every change of bit rate costs a key frame"),
+        ("Opus", libopus, "lost voice is won back from the next packet", "lost voice is invented"),
+    )
+    for subject, library, gain, price in parts:
+        why = library.reason()
+        if why is None:
+            yield Check("ok", subject, f"{library.version()}, called directly: {gain}")
+        else:
+            detail = f"FFmpeg's wrapper, because {why}: {price}"
+            yield Check("warning", subject, detail, "pip install --only-binary :all: 'av>=17'")
 
 
 def check_gpu(settings: Settings) -> Iterator[Check]:
@@ -217,7 +231,10 @@ def check_engine(settings: Settings) -> Iterator[Check]:
 def check_connection(settings: Settings) -> Iterator[Check]:
     """Connect to ourselves over WebRTC, as a browser on this machine would."""
     try:
-        took_ms = asyncio.run(_connect(IceOptions(settings.ice_servers)))
+        ice = IceOptions(settings.ice_servers, udp_ports=settings.udp_ports)
+        took_ms = asyncio.run(_connect(ice))
+    except NoResourcesError as error:
+        yield Check("problem", "Connection", str(error), "visavis serve --udp-ports FIRST-LAST")
     except TimeoutError:
         yield Check(
             "problem",

@@ -17,6 +17,8 @@ import numpy as np
 from models.codes import Array
 from models.runtime.engine import DeviceLostError, Engine, ReadsYuv, YuvPicture
 from models.runtime.frames import FrameRenderer, FrameRequest
+from models.together import Outcome, update_together
+from models.tracking import FaceTracker
 from realtime.decoded import to_rgb, yuv_picture
 from realtime.load import Cost
 from realtime.mailbox import (
@@ -28,7 +30,7 @@ from realtime.mailbox import (
     RenderJob,
     Tracker,
 )
-from realtime.schedule import Call, Frames, Turn, Unit, Webcam
+from realtime.schedule import Call, Frames, Turn, Unit, Webcam, Webcams
 
 T = TypeVar("T")
 _log = logging.getLogger("visavis.worker")
@@ -59,8 +61,8 @@ class Draughtsman:
         """Do one unit. Raises DeviceLostError."""
         if isinstance(unit, Frames):
             self._run_frames(unit.turns)
-        elif isinstance(unit, Webcam):
-            self._run_webcam(unit)
+        elif isinstance(unit, Webcams):
+            self._run_webcams(unit.turns)
         else:
             self._run_call(unit)
 
@@ -135,37 +137,55 @@ class Draughtsman:
 
     # --- webcam pictures and other work -----------------------------------------------
 
-    def _run_webcam(self, unit: Webcam) -> None:
-        box, job = unit.box, unit.job
+    def _run_webcams(self, turns: list[Webcam]) -> None:
         start = self._clock()
-        tracker = box.tracker
-        try:
-            frame = job.frame
-            if tracker is None:
-                tracker = self._make_tracker(self.engine)
-            if isinstance(frame, av.VideoFrame):
-                reading = tracker.update(self._seen(frame))
-            else:
-                reading = tracker.update(frame)
-        except DeviceLostError:
-            raise
-        except Exception as error:
-            # A tracker that failed half-way is not to be trusted with the next picture.
-            if not self.retired:
-                box.tracker = None
-            self.tell(box, box.sink.on_error, error)
-            return
+        trackers, outcomes = self._track(turns)
+        end = self._clock()
         if self.retired:
             return
-        box.tracker = tracker
-        end = self._clock()
-        box.stats.webcam_read += 1
-        self._webcam_cost.add(end - start)
-        spans = {"track_queue": start - job.arrived_ns, "motion": end - start}
-        self.tell(box, box.sink.on_motion, MotionResult(reading, job.capture_48k, spans))
+        self._webcam_cost.add((end - start) / len(turns))
+        for turn, tracker, outcome in zip(turns, trackers, outcomes, strict=True):
+            box, job = turn.box, turn.job
+            if isinstance(outcome, Exception):
+                # A tracker that failed half-way is not to be trusted with the next picture.
+                box.tracker = None
+                self.tell(box, box.sink.on_error, outcome)
+                continue
+            box.tracker = tracker
+            box.stats.webcam_read += 1
+            spans = {"track_queue": start - job.arrived_ns, "motion": end - start}
+            self.tell(box, box.sink.on_motion, MotionResult(outcome, job.capture_48k, spans))
 
-    def _seen(self, frame: av.VideoFrame) -> Pixels | YuvPicture:
-        """What the tracker gets of a decoded frame: its planes where the engine reads them."""
+    def _track(self, turns: list[Webcam]) -> tuple[list[Tracker | None], list[Outcome]]:
+        """Trackers, and what they say of their pictures or what went wrong.
+
+        Raises DeviceLostError.
+        """
+        trackers: list[Tracker | None] = [turn.box.tracker for turn in turns]
+        outcomes: list[Outcome] = [None] * len(turns)
+        together: dict[int, tuple[FaceTracker, Pixels | YuvPicture]] = {}
+        for i, turn in enumerate(turns):
+            try:
+                tracker = trackers[i] or self._make_tracker(self.engine)
+                trackers[i] = tracker
+                seen = self._seen(turn.job.frame)
+                if isinstance(tracker, FaceTracker) and len(turns) > 1:
+                    together[i] = (tracker, seen)
+                else:
+                    outcomes[i] = tracker.update(seen)
+            except DeviceLostError:
+                raise
+            except Exception as error:
+                outcomes[i] = error
+        found = update_together(self.engine, list(together.values()))
+        for i, outcome in zip(together, found, strict=True):
+            outcomes[i] = outcome
+        return trackers, outcomes
+
+    def _seen(self, frame: Pixels | av.VideoFrame) -> Pixels | YuvPicture:
+        """What the tracker gets: a decoded frame's planes where the engine reads them, or RGB."""
+        if not isinstance(frame, av.VideoFrame):
+            return frame
         planes = yuv_picture(frame) if isinstance(self.engine, ReadsYuv) else None
         return planes or to_rgb(frame)
 

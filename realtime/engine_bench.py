@@ -1,5 +1,7 @@
 """`visavis bench --engine-only`: how fast the networks are, stage by stage, without a network.
 
+`python -m realtime.engine_bench` does the same where the command line's packages are missing.
+
 Bundled portraits and a hum go through each engine's own surface at several batch sizes.
 The configuration that ships is measured with its weights; the `paper` configuration has none,
 so it is measured untrained, which has the same cost and draws nothing. Reports p50, p95 and
@@ -8,18 +10,18 @@ p99 of a batch, never a mean, with hardware, versions and commit.
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from models.checkpoint import CheckpointError
 from models.codes import Array
@@ -32,6 +34,9 @@ from models.runtime.engine import Drawing, EngineError
 from models.runtime.flavour import MAX_BATCH
 from models.runtime.frames import DrawsFrames, FrameRequest, frame_renderer, to_i420
 from models.streaming import AudioWindow
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BATCHES = (1, 2, 4, 8, 16)
 SIZE_PX = 512
@@ -87,32 +92,83 @@ def run_engine_bench(
     Raises:
         EngineError: the engine cannot run here.
     """
-    from realtime.bench.run import machine
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for said in configurations(engine, batches, seconds, json_path):
+        if isinstance(said, str):
+            console.print(said, markup=False)
+        else:
+            console.print(_table(said))
+
+
+def configurations(
+    engine: str,
+    batches: list[int],
+    seconds: float,
+    json_path: Path | None,
+    names: Sequence[str] = ("live", "paper"),
+) -> Iterator[str | ConfigurationFigures]:
+    """Measure one configuration after another; yields figures, and sentences in between.
+
+    What is known is written to `json_path` after each. Raises EngineError.
+    """
+    from realtime.bench.site import machine
 
     if any(not 1 <= batch <= MAX_BATCH for batch in batches):
         raise EngineError(f"batches are 1 to {MAX_BATCH}, got {batches}")
-    console = Console(highlight=False)
+    makers = {"live": live_engine, "paper": paper_engine}
+    facts = machine()
     found: list[ConfigurationFigures] = []
-    for name, make in (("live", live_engine), ("paper", paper_engine)):
+    for name in names:
         if name == "paper":
-            console.print(
-                "paper: untrained networks; the first call makes them, which takes minutes"
-            )
+            yield "paper: untrained networks; the first call makes them, which takes minutes"
         try:
-            loaded = make(engine)
+            loaded = makers[name](engine)
         except (CheckpointError, EngineError) as error:
             if name == "live":
                 raise
-            console.print(f"{name}: not measured: {error}", markup=False)
+            yield f"{name}: not measured: {error}"
             continue
-        figures = measure(loaded, batches or list(BATCHES), seconds)
-        found.append(figures)
-        console.print(_table(figures))
-    facts = machine()
-    console.print(", ".join(f"{key} {value}" for key, value in facts.items()), markup=False)
-    if json_path is not None:
-        document = {"machine": facts, "configurations": [asdict(f) for f in found]}
-        json_path.write_text(json.dumps(document, indent=2) + "\n")
+        found.append(measure(loaded, batches or list(BATCHES), seconds))
+        # Two configurations need not fit a card at once.
+        del loaded
+        if json_path is not None:
+            document = {"machine": facts, "configurations": [asdict(f) for f in found]}
+            json_path.write_text(json.dumps(document, indent=2) + "\n")
+        yield found[-1]
+    yield ", ".join(f"{key} {value}" for key, value in facts.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print plain lines; the exit status is 1 when the engine cannot run here."""
+    parser = argparse.ArgumentParser(prog="python -m realtime.engine_bench", description=__doc__)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--seconds", type=float, default=10.0, help="per configuration")
+    parser.add_argument("--batch", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--only", choices=("live", "paper"))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(arguments)
+    names = (given.only,) if given.only else ("live", "paper")
+    try:
+        for said in configurations(given.engine, given.batch, given.seconds, given.json, names):
+            print(said if isinstance(said, str) else _lines(said), flush=True)
+    except (CheckpointError, EngineError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _lines(figures: ConfigurationFigures) -> str:
+    """One configuration without a table."""
+    lines = [f"{figures.configuration}: {figures.engine}, {figures.reason}"]
+    for stage, rows in figures.stages.items():
+        for row in rows:
+            lines.append(
+                f"{stage:18} x{row.batch:<3} {row.p50_ms:9.3f} ms p50 {row.p95_ms:9.3f} ms p95 "
+                f"{row.frames_per_s:9.0f} frames/s"
+            )
+    return "\n".join(lines)
 
 
 def live_engine(name: str) -> BaseEngine:
@@ -125,7 +181,8 @@ def paper_engine(name: str) -> BaseEngine:
     from models.config import paper_config
     from models.untrained import untrained_checkpoint
 
-    return load_engine(name, untrained_checkpoint(paper_config()).path)  # type: ignore[arg-type]
+    made = untrained_checkpoint(paper_config(), exported=name != "torch")
+    return load_engine(name, made.path)  # type: ignore[arg-type]
 
 
 # --- what is measured -----------------------------------------------------------------
@@ -165,7 +222,7 @@ def stages(engine: BaseEngine, batch: int) -> Iterator[tuple[str, Work]]:
         for s in sources
     ]
     yield "audio", lambda: engine.audio_batch(mel)
-    yield "motion", _each(engine, "motion", [{"face": to_network(c)} for c in crops])
+    yield "motion", lambda: engine.motion_batch(crops)
     yield "appearance", _each(engine, "appearance", [{"source": to_network(c)} for c in crops])
     if isinstance(engine, DrawsFrames):
         renderer = frame_renderer(engine)
@@ -262,6 +319,8 @@ def _drawing(outputs: dict[str, Array]) -> Drawing:
 def _table(figures: ConfigurationFigures) -> Table:
     """One configuration for a person."""
     note = "" if figures.trained else ", untrained: only its speed means anything"
+    from rich.table import Table
+
     table = Table(
         title=f"{figures.configuration}{note}: {figures.engine}, {figures.reason}",
         title_justify="left",
@@ -276,3 +335,7 @@ def _table(figures: ConfigurationFigures) -> Table:
             )  # fmt: skip
         table.add_section()
     return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

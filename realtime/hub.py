@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from models.portrait import Portrait, decode_image, prepare_portrait
 from models.runtime.engine import Engine
 from models.tracking import FaceTracker
 from realtime.admission import Demand, Verdict, admit, headroom
+from realtime.calibrate import measure_encoder, measure_engine
 from realtime.errors import (
     BadRequestError,
     BrokenError,
     ConflictError,
     ForbiddenError,
     NotFoundError,
+    ProblemError,
     TooManyError,
     UnauthorizedError,
     UnavailableError,
@@ -38,7 +41,13 @@ from realtime.metrics import Metrics
 from realtime.pipeline import SourceError
 from realtime.portraits import PortraitStore, Prepare
 from realtime.protocol import SessionAnswer, SessionRequest, SourceKind
-from realtime.rtc import BadDescriptionError, IceOptions, PeerOptions, ceiling_bps
+from realtime.rtc import (
+    BadDescriptionError,
+    IceOptions,
+    NoResourcesError,
+    PeerOptions,
+    ceiling_bps,
+)
 from realtime.session import Session, SessionSpec
 from realtime.settings import LIMITS, Settings
 from realtime.sources import Clip, ClipError, load_clip
@@ -80,8 +89,9 @@ class Hub:
         self.ready: asyncio.Future[Engine] | None = None
         """Done when the engine is warm; fails when it could not be loaded."""
         self._worker = RenderWorker(
-            engine_factory, compose=parts.compose, make_tracker=parts.make_tracker
-        )
+            engine_factory, compose=parts.compose, make_tracker=parts.make_tracker,
+            calibrate=partial(measure_engine, size=settings.max_size_px),
+        )  # fmt: skip
         self._encode_pool = ThreadPoolExecutor(settings.encode_threads, "encode")
         self.portraits = PortraitStore(
             self._worker,
@@ -94,6 +104,8 @@ class Hub:
         self._clips = _load_clips(settings.clip_dirs)
         self._sessions: dict[str, Session] = {}
         self._judge = parts.admit
+        #: What encoding a frame costs, measured at start: counts while nobody's does.
+        self._encode_ns = 0.0
         self._opening: dict[str, int] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -142,10 +154,20 @@ class Hub:
             self.engine_error = str(error) or type(error).__name__
             self.ready.set_exception(error)
             return
+        self._encode_ns = await self._measure_encoder()
         self.metrics.engine_ready.set(1)
         self.ready.set_result(self.engine)
         if self.settings.prepare_portraits:
             await self.portraits.prepare_bundled(self._idle)
+
+    async def _measure_encoder(self) -> float:
+        size, loop = self.settings.max_size_px, asyncio.get_running_loop()
+        bps = self._peer_options(size).video_bps
+        try:
+            return await loop.run_in_executor(self._encode_pool, measure_encoder, size, bps)
+        except Exception:
+            _log.warning("what encoding costs could not be measured", exc_info=True)
+            return 0.0
 
     # --- sessions ---------------------------------------------------------------------
 
@@ -188,14 +210,11 @@ class Hub:
                 on_end=self._on_end, on_park=self._on_park,
             )  # fmt: skip
             answer = await session.start(request.sdp)
-        except (SourceError, BadDescriptionError) as error:
+        except BaseException as error:
             if session is not None:
                 await session.close("refused")
-            code = "sdp-unusable" if isinstance(error, BadDescriptionError) else "source-unusable"
-            raise BadRequestError(code, str(error)) from error
-        except BaseException:
-            if session is not None:
-                await session.close("refused")
+            if isinstance(error, (SourceError, BadDescriptionError, NoResourcesError)):
+                raise self._refusal(error) from error
             raise
         finally:
             self._leave(address)
@@ -216,8 +235,8 @@ class Hub:
             self._admit_place()
         try:
             answer = await session.resume(offer)
-        except BadDescriptionError as error:
-            raise BadRequestError("sdp-unusable", str(error)) from error
+        except (BadDescriptionError, NoResourcesError) as error:
+            raise self._refusal(error) from error
         self.metrics.resumed.inc()
         self._note_sessions()
         return SessionAnswer(answer, "answer", session.id, session.token)
@@ -281,6 +300,16 @@ class Hub:
         self.metrics.refused.labels("full").inc()
         raise UnavailableError("full", text, retry_after_s=RETRY_FULL_S, title="The server is full")
 
+    def _refusal(self, error: Exception) -> ProblemError:
+        """What the client is told. Used-up sockets are a full server, not a wrong offer."""
+        if not isinstance(error, NoResourcesError):
+            code = "sdp-unusable" if isinstance(error, BadDescriptionError) else "source-unusable"
+            return BadRequestError(code, str(error))
+        self.metrics.refused.labels("no_socket").inc()
+        _log.error("a session was refused: %s", error)
+        title = "The server is full"
+        return UnavailableError("no-socket", str(error), retry_after_s=RETRY_FULL_S, title=title)
+
     def demand(self) -> Demand:
         """What the present sessions cost together, as measured."""
         live = [session for session in self._sessions.values() if not session.parked]
@@ -289,7 +318,7 @@ class Hub:
             sessions=self.session_count,
             webcams=sum(session.webcam_used for session in live),
             worker=self._worker.measure(),
-            encode_ns=sum(encode) / len(encode) if encode else 0.0,
+            encode_ns=sum(encode) / len(encode) if encode else self._encode_ns,
             encode_threads=self.settings.encode_threads,
             loop_busy=self._loop_watch.busy,
         )

@@ -125,7 +125,7 @@ class Link:
     # --- outside ----------------------------------------------------------------------
 
     async def accept(self, offer: str) -> str:
-        """Answer the offer. Raises BadDescriptionError; the link must then be closed."""
+        """Answer the offer. After BadDescriptionError or NoResourcesError close the link."""
         return await self._peer.accept(offer)
 
     async def add_candidate(self, candidate: str) -> None:

@@ -53,6 +53,24 @@ class Metrics:
         self.audio_filled = Counter(
             "visavis_audio_filled_seconds", "Silence filled while nothing came.", registry=r
         )
+        self.audio_recovered = Counter(
+            "visavis_audio_recovered_seconds",
+            "Lost sound that the next packet carried a copy of (Opus FEC, RED).", registry=r,
+        )  # fmt: skip
+        self.lost_packets = Counter(
+            "visavis_lost_packets", "Received media packets that never came in time, by kind.",
+            ["kind"], registry=r,
+        )  # fmt: skip
+        self.repair_packets = Counter(
+            "visavis_repair_packets",
+            "Webcam packets asked for (NACK) and recovered; ours asked_of_us, answered (RTX), sent "
+            "twice unasked, and carried in the next voice packet (RED).",
+            ["kind"], registry=r,
+        )  # fmt: skip
+        self.key_frame_requests = Counter(
+            "visavis_key_frame_requests", "Key frames asked for (PLI, FIR), by direction.",
+            ["kind"], registry=r,
+        )  # fmt: skip
         self.key_frames = Counter("visavis_key_frames", "Key frames encoded.", registry=r)
         self.messages = Counter(
             "visavis_control_messages", "Control messages by result.", ["result"], registry=r

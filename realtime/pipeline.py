@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import av
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from models.codes import FACTORS, Array, Factor
+from models.composite import warp_source
 from models.config import ModelConfig
 from models.portrait import Portrait
 from models.rates import (
@@ -105,7 +105,7 @@ class Pipeline:
         start with `DEFAULT_SOURCES`. Raises SourceError."""
         self.stats = PipelineStats()
         self._appearance, self._portrait = portrait.appearance, portrait.image
-        self._source = _scaled(portrait.image, size)
+        self._source = warp_source(portrait.image, size)
         self._config, self._clock = config, clock
         self._clips = clips
         self._idle = Idle(seed)
@@ -269,7 +269,7 @@ class Pipeline:
     def set_size(self, size: int) -> None:
         """Side of the picture from the next frame on, in pixels (even)."""
         if len(self._source) != size:
-            self._source = _scaled(self._portrait, size)
+            self._source = warp_source(self._portrait, size)
 
     @property
     def paused(self) -> bool:
@@ -298,11 +298,3 @@ class Pipeline:
             "idle": self._idle,
         }
         return fixed[kind]
-
-
-def _scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The portrait at the size of the output."""
-    if len(image) == size:
-        return image
-    method = cv2.INTER_AREA if size < len(image) else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (size, size), interpolation=method), np.uint8)

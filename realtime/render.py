@@ -3,44 +3,50 @@
 Sound of any format goes through the same `Pipeline` as a microphone's packets; driving
 videos are read into clips. Frame f is shown at f / 25 s over the original, undelayed
 sound, so picture and voice are in sync by construction. One pass, bounded memory;
-composing and encoding overlap with the networks.
+composing and encoding overlap with the networks; an engine on a card draws whole frames there,
+many at once, and cuts the crops of driving videos itself.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import av
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.codes import Factor
 from models.composite import compose
 from models.portrait import Portrait, PortraitError, decode_image, prepare_portrait
-from models.rates import FPS, FRAME_SAMPLES_48K, FRAME_TICKS_90K, VIDEO_CLOCK_HZ, WIRE_RATE_HZ
+from models.rates import FPS, FRAME_SAMPLES_48K
 from models.runtime import EngineName, Precision, load_engine
-from models.runtime.engine import Drawing, Engine
+from models.runtime.engine import Drawing, Engine, ReadsYuv
+from models.runtime.frames import LARGEST_PX, DrawsFrames, FrameRequest
 from models.tracking import FaceTracker
 from realtime.pipeline import Pipeline, SourceError, Tick
 from realtime.presets import PRESETS
 from realtime.protocol import SourceKind, StageMs
+from realtime.render_files import (
+    SYNTHETIC_NOTE,
+    AudioFile,
+    Mp4Writer,
+    Pcm,
+    Pixels,
+    RenderError,
+)
 from realtime.sources import Clip, ClipError
 from realtime.sources.driver import read_driver
 from realtime.stages import StageRecorder
 from realtime.worker import RenderJob, Tracker, run_networks, to_i420
 
-Pcm = NDArray[np.int16]
-Pixels = NDArray[np.uint8]
 OnProgress = Callable[[str, int, int | None], None]
 """Called with what is done now, how many frames are ready, and how many to expect."""
 
@@ -50,14 +56,6 @@ MIN_SIZE_PX, MAX_SIZE_PX = 64, 1024
 _IN_FLIGHT = 4
 #: How much longer than its driver a recording may be before the driver is looped.
 _LOOP_SLACK_FRAMES = 5
-_TICK, _SAMPLE = Fraction(1, VIDEO_CLOCK_HZ), Fraction(1, WIRE_RATE_HZ)
-SYNTHETIC_NOTE = (
-    "Synthetic video: made by Visavis from a still portrait; the person shown did not say this."
-)
-
-
-class RenderError(RuntimeError):
-    """The video cannot be made; the message is a sentence for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +248,9 @@ def _read_drivers(
                 on_progress(what, done, total)
 
             try:
-                clip = read_driver(path, parts.make_tracker(engine).update, engine.config, show)
+                update = parts.make_tracker(engine).update
+                planes = isinstance(engine, ReadsYuv)
+                clip = read_driver(path, update, engine.config, show, planes=planes)
             except ClipError as error:
                 raise RenderError(str(error)) from error
             read[path] = _fit(clip, frames)
@@ -288,114 +288,7 @@ def _make_pipeline(
         raise RenderError(str(error)) from error
 
 
-class AudioFile:
-    """Sound of any file, as 48 kHz int16. Raises RenderError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._container = av.open(str(path))
-        except FileNotFoundError as error:
-            raise RenderError(f"There is no file {path}.") from error
-        except (OSError, av.FFmpegError) as error:
-            raise RenderError(f"{path.name} cannot be read as sound.") from error
-        if not self._container.streams.audio:
-            self._container.close()
-            raise RenderError(f"{path.name} has no sound.")
-        self._stream = self._container.streams.audio[0]
-        self.channels = min(2, self._stream.channels or 1)
-
-    def __enter__(self) -> AudioFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._container.close()
-
-    @property
-    def frames(self) -> int | None:
-        """Video frames that the sound lasts, as far as the file says."""
-        if self._stream.duration and self._stream.time_base:
-            return round(float(self._stream.duration * self._stream.time_base) * FPS)
-        duration = self._container.duration
-        return round(duration / av.time_base * FPS) if duration else None
-
-    def chunks(self) -> Iterator[Pcm]:
-        """(n, channels) int16, in order. A damaged end is the end."""
-        layout = "stereo" if self.channels == 2 else "mono"
-        resampler = av.AudioResampler(format="s16", layout=layout, rate=WIRE_RATE_HZ)
-        count = 0
-        try:
-            for frame in self._container.decode(self._stream):
-                frame.pts = None
-                for out in resampler.resample(frame):
-                    count += out.samples
-                    yield _interleaved(out)
-            for out in resampler.resample(None):
-                yield _interleaved(out)
-        except (av.FFmpegError, ValueError) as error:
-            if count == 0:
-                raise RenderError(f"{self._path.name} cannot be decoded.") from error
-        if count == 0:
-            raise RenderError(f"{self._path.name} has no sound.")
-
-
-def _interleaved(frame: av.AudioFrame) -> Pcm:
-    return np.asarray(frame.to_ndarray(), np.int16).reshape(-1, frame.layout.nb_channels)
-
-
 # --- what comes out -------------------------------------------------------------------
-
-
-class Mp4Writer:
-    """H.264 and AAC; frame f at f / 25 s, sound from 0. Closes the file on leaving."""
-
-    def __init__(self, path: Path, size: int, channels: int) -> None:
-        options = {"movflags": "+faststart+use_metadata_tags"}
-        self._container = av.open(str(path), "w", format="mp4", options=options)
-        self._container.metadata.update(
-            {"comment": SYNTHETIC_NOTE, "synthetic": "true", "encoder_application": "Visavis"}
-        )
-        self._video = self._container.add_stream("libx264", rate=FPS)
-        self._video.width = self._video.height = size
-        self._video.pix_fmt = "yuv420p"
-        self._video.options = {"preset": "veryfast", "crf": "18"}
-        # What `to_i420` makes: BT.601, limited range.
-        self._video.codec_context.color_range = 1
-        self._video.codec_context.colorspace = 6
-        self._audio = self._container.add_stream("aac", rate=WIRE_RATE_HZ)
-        self._audio.layout = "stereo" if channels == 2 else "mono"
-        self._audio.bit_rate = 96_000 * channels
-        self._samples = 0
-
-    def __enter__(self) -> Mp4Writer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self._container.mux(self._video.encode(None))
-            self._container.mux(self._audio.encode(None))
-        self._container.close()
-
-    def picture(self, i420: Pixels, frame_index: int) -> None:
-        """Add one frame (N * 3 / 2, N) uint8."""
-        frame = av.VideoFrame.from_ndarray(i420, format="yuv420p")
-        frame.pts, frame.time_base = frame_index * FRAME_TICKS_90K, _TICK
-        frame.colorspace, frame.color_range = 6, 1
-        self._container.mux(self._video.encode(frame))
-
-    def sound(self, pcm: Pcm) -> None:
-        """Add (n, channels) int16 right after what was added before."""
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(pcm.reshape(1, -1)), "s16", self._audio.layout.name
-        )
-        frame.sample_rate, frame.pts, frame.time_base = WIRE_RATE_HZ, self._samples, _SAMPLE
-        self._samples += len(pcm)
-        self._container.mux(self._audio.encode(frame))
 
 
 def _run(
@@ -431,13 +324,18 @@ def _run(
 
 @dataclass(slots=True)
 class _Encoder:
-    """Networks in the caller's thread, pixels and encoding in one of its own, in order."""
+    """Networks in the caller's thread, encoding in one of its own, in order.
+
+    An engine that draws whole frames gets as many of them at once as it takes; for any other,
+    composing overlaps with the networks in the second thread.
+    """
 
     engine: Engine
     parts: RenderParts
     writer: Mp4Writer
     pictures: int = 0
     stages: StageRecorder = field(default_factory=lambda: StageRecorder(capacity=4096))
+    _waiting: list[RenderJob] = field(default_factory=list)
     _pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="encode")
     )
@@ -448,6 +346,8 @@ class _Encoder:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
+            if kind is None:
+                self._draw_waiting()
             while kind is None and self._flight:
                 self._take()
         finally:
@@ -458,11 +358,34 @@ class _Encoder:
         self._give(lambda: self._write_sound(pcm))
 
     def picture(self, tick: Tick) -> None:
-        """Draw and write one frame."""
-        drawing, _, spans = run_networks(self.engine, tick.job, time.monotonic_ns)
-        self.stages.add_spans(spans)
-        self._give(lambda: self._write_picture(tick.job, drawing))
+        """Draw and write one frame, perhaps together with the next ones."""
+        job = tick.job
         self.pictures += 1
+        if isinstance(self.engine, DrawsFrames) and len(job.source_HWC) <= LARGEST_PX:
+            self._waiting.append(job)
+            if len(self._waiting) == self.engine.frame_renderer().max_batch:
+                self._draw_waiting()
+            return
+        drawing, _, spans = run_networks(self.engine, job, time.monotonic_ns)
+        self.stages.add_spans(spans)
+        self._give(lambda: self._compose_picture(job, drawing))
+
+    def _draw_waiting(self) -> None:
+        """Draw all frames that wait, in one batch on the engine's device."""
+        jobs, self._waiting = self._waiting, []
+        if not jobs or not isinstance(self.engine, DrawsFrames):
+            return
+        start = time.monotonic_ns()
+        lips = self.engine.audio_batch(np.stack([job.mel_TM for job in jobs]))
+        audio_ns = (time.monotonic_ns() - start) // len(jobs)
+        requests = [
+            FrameRequest(job.appearance, job.source_HWC, job.snapshot.resolve(lip))
+            for job, lip in zip(jobs, lips, strict=True)
+        ]
+        for job, result in zip(jobs, self.engine.frame_renderer().render(requests), strict=True):
+            share = {stage: ns // len(jobs) for stage, ns in result.spans.items()}
+            self.stages.add_spans({"audio": audio_ns, **share})
+            self._give(partial(self._write_picture, job.frame_index, result.i420))
 
     def _give(self, work: Callable[[], dict[str, int]]) -> None:
         while len(self._flight) >= _IN_FLIGHT:
@@ -476,11 +399,25 @@ class _Encoder:
         self.writer.sound(pcm)
         return {}
 
-    def _write_picture(self, job: RenderJob, drawing: Drawing) -> dict[str, int]:
+    def _compose_picture(self, job: RenderJob, drawing: Drawing) -> dict[str, int]:
         t0 = time.monotonic_ns()
         rgb = self.parts.compose(drawing, job.source_HWC, len(job.source_HWC))
         t1 = time.monotonic_ns()
         i420 = to_i420(rgb)
         t2 = time.monotonic_ns()
-        self.writer.picture(i420, job.frame_index)
-        return {"compose": t1 - t0, "convert": t2 - t1, "encode": time.monotonic_ns() - t2}
+        return {
+            "compose": t1 - t0,
+            "convert": t2 - t1,
+            **self._write_picture(job.frame_index, i420),
+        }
+
+    def _write_picture(self, frame_index: int, i420: Pixels) -> dict[str, int]:
+        start = time.monotonic_ns()
+        self.writer.picture(i420, frame_index)
+        return {"encode": time.monotonic_ns() - start}
+
+
+__all__ = [
+    "SYNTHETIC_NOTE", "AudioFile", "Mp4Writer", "RenderError", "RenderOptions", "RenderParts",
+    "RenderReport", "render_file", "render_with_progress",
+]  # fmt: skip

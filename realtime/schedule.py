@@ -6,7 +6,7 @@
   late would only delay what comes next.
 * A webcam picture is read when no frame waits, at most 25 times a second; when frames come
   late, 12 times, but then in turn with the frames, so that a busy machine still follows the
-  person.
+  person. Pictures that are due at the same time share a batch, as frames do.
 * Other work that needs the engine (calls) comes last, but waits no longer than
   `CALL_PATIENCE_NS`.
 
@@ -65,6 +65,13 @@ class Webcam:
 
 
 @dataclass(slots=True)
+class Webcams:
+    """Webcam pictures of different sessions, read together."""
+
+    turns: list[Webcam]
+
+
+@dataclass(slots=True)
 class Call:
     """Other work that needs the engine."""
 
@@ -74,7 +81,7 @@ class Call:
     retried: bool = False
 
 
-Unit = Frames | Webcam | Call
+Unit = Frames | Webcams | Call
 
 
 @dataclass(slots=True)
@@ -100,9 +107,9 @@ class Schedule:
     def pick(self, now: int, max_batch: int) -> Unit | None:
         """Return the next unit of work, None when nothing may run now."""
         frame_waits = any(box.jobs for box in self.boxes)
-        webcam = self._pick_webcam(now, frame_waits)
-        if webcam is not None:
-            return webcam
+        webcams = self._pick_webcams(now, frame_waits, max_batch)
+        if webcams is not None:
+            return webcams
         if self.calls and (not frame_waits or now - self.calls[0].since_ns > CALL_PATIENCE_NS):
             return self.calls.popleft()
         turns: list[Turn] = []
@@ -140,19 +147,20 @@ class Schedule:
             self.behind_until_ns = now + BEHIND_NS
         return Turn(box, skipped, job)
 
-    def _pick_webcam(self, now: int, frame_waits: bool) -> Webcam | None:
+    def _pick_webcams(self, now: int, frame_waits: bool, max_batch: int) -> Webcams | None:
         interval = self._track_interval(now)
+        if frame_waits:
+            # Pictures get a turn only when they are long overdue, and never two in a row.
+            if self._webcam_had_turn:
+                return None
+            interval = max(interval, TRACK_BEHIND_NS)
         due = [b for b in self.boxes if b.webcam is not None and now >= b.track_from_ns + interval]
-        if not due:
+        turns = []
+        for box in sorted(due, key=lambda b: b.track_from_ns)[:max_batch]:
+            assert box.webcam is not None
+            turns.append(Webcam(box, box.webcam))
+            box.webcam, box.track_from_ns = None, now
+        if not turns:
             return None
-        box = min(due, key=lambda b: b.track_from_ns)
-        # While frames wait, a picture gets a turn only when it is long overdue, and
-        # never two in a row.
-        overdue = now >= box.track_from_ns + TRACK_BEHIND_NS and not self._webcam_had_turn
-        if frame_waits and not overdue:
-            return None
-        job = box.webcam
-        assert job is not None
-        box.webcam, box.track_from_ns = None, now
         self._webcam_had_turn = True
-        return Webcam(box, job)
+        return Webcams(turns)

@@ -36,6 +36,7 @@ from realtime.protocol import (
 from realtime.receiver import ReceiverLog
 from realtime.rtc import (
     BadDescriptionError,
+    NoResourcesError,
     PeerStats,
 )
 from realtime.settings import LIMITS
@@ -109,7 +110,7 @@ class Session:
     # --- life -------------------------------------------------------------------------
 
     async def start(self, offer: str) -> str:
-        """Answer the offer. Raises BadDescriptionError; the session must then be closed."""
+        """Answer the offer. After BadDescriptionError or NoResourcesError close the session."""
         assert self._link is not None
         answer = await self._link.accept(offer)
         self._begin_housekeeping()
@@ -128,12 +129,12 @@ class Session:
     async def resume(self, offer: str) -> str:
         """Take a new peer in the place of the old or vanished one.
 
-        Raises BadDescriptionError, after which everything is as before. One at a time.
+        Raises BadDescriptionError, NoResourcesError; then everything is as before. One at a time.
         """
         link = self._resuming = Link(self, self._parts)
         try:
             answer = await link.accept(offer)
-        except BadDescriptionError:
+        except (BadDescriptionError, NoResourcesError):
             await link.close("refused")
             raise
         finally:

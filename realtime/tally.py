@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from prometheus_client import Counter
+
 from realtime.metrics import Metrics
 from realtime.protocol import StageMs
 from realtime.rtc import PeerStats
@@ -30,7 +32,8 @@ class Tally:
         self._metrics = metrics
         self._stages = StageRecorder()
         self._added = Percentiles()
-        self._concealed = (0.0, 0.0)
+        self._counted = _counted(metrics)
+        self._seen = dict.fromkeys(self._counted, 0.0)
 
     def record(self, spans: Mapping[str, int]) -> None:
         """Stages of one frame or webcam picture, nanoseconds by name."""
@@ -66,15 +69,15 @@ class Tally:
             self._metrics.av_skew.observe(skew_ns / 1e9)
 
     def on_peer(self, stats: PeerStats) -> None:
-        """Count what was concealed and filled since the last call."""
-        concealed, filled = self._concealed
-        self._metrics.audio_concealed.inc(max(0.0, stats.concealed_ms - concealed) / 1e3)
-        self._metrics.audio_filled.inc(max(0.0, stats.filled_ms - filled) / 1e3)
-        self._concealed = (stats.concealed_ms, stats.filled_ms)
+        """Count what the peer's counters grew by since the last call."""
+        for name, (counter, unit) in self._counted.items():
+            value = float(getattr(stats, name))
+            counter.inc(max(0.0, value - self._seen[name]) * unit)
+            self._seen[name] = value
 
     def new_peer(self) -> None:
         """Another peer counts from zero."""
-        self._concealed = (0.0, 0.0)
+        self._seen = dict.fromkeys(self._counted, 0.0)
 
     def added(self) -> StageMs:
         """Percentiles of `on_added`."""
@@ -83,3 +86,23 @@ class Tally:
     def stages(self) -> dict[str, StageMs]:
         """Percentiles of every stage."""
         return self._stages.summary()
+
+
+def _counted(metrics: Metrics) -> dict[str, tuple[Counter, float]]:
+    """Counters of `PeerStats` by name: where each is summed up over peers, and its unit there."""
+    repairs, requests = metrics.repair_packets.labels, metrics.key_frame_requests.labels
+    return {
+        "concealed_ms": (metrics.audio_concealed, 1e-3),
+        "filled_ms": (metrics.audio_filled, 1e-3),
+        "recovered_ms": (metrics.audio_recovered, 1e-3),
+        "audio_lost": (metrics.lost_packets.labels("audio"), 1.0),
+        "video_lost": (metrics.lost_packets.labels("video"), 1.0),
+        "nacks_sent": (repairs("asked"), 1.0),
+        "recovered_packets": (repairs("recovered"), 1.0),
+        "nacks_received": (repairs("asked_of_us"), 1.0),
+        "retransmitted": (repairs("answered"), 1.0),
+        "copies_sent": (repairs("unasked"), 1.0),
+        "redundant_sent": (repairs("carried"), 1.0),
+        "plis_sent": (requests("sent"), 1.0),
+        "plis_received": (requests("received"), 1.0),
+    }

@@ -24,9 +24,10 @@ from typing import TypeVar
 
 from models.codes import Array
 from models.composite import compose
-from models.runtime.engine import Drawing, Engine, EngineError
-from models.runtime.frames import frame_renderer, to_i420
+from models.runtime.engine import DeviceLostError, Drawing, Engine, EngineError
+from models.runtime.frames import FrameRenderer, frame_renderer, to_i420
 from models.tracking import FaceTracker
+from realtime.calibrate import Costs
 from realtime.drawing import Draughtsman, tell
 from realtime.load import BusyMeter, Cost, WorkerLoad
 from realtime.mailbox import (
@@ -40,7 +41,7 @@ from realtime.mailbox import (
     Sink,
     Tracker,
 )
-from realtime.schedule import CALL_DEPTH, Call, Frames, Schedule, Unit, Webcam, WorkerBusyError
+from realtime.schedule import CALL_DEPTH, Call, Frames, Schedule, Unit, Webcams, WorkerBusyError
 from realtime.supervise import (
     CHECK_EVERY_S,
     MAX_ABANDONED,
@@ -58,6 +59,8 @@ __all__ = [
 
 Compose = Callable[[Drawing, Pixels, int], Pixels]
 Clock = Callable[[], int]
+#: Measures what frames and webcam pictures cost on a freshly loaded engine.
+Calibrate = Callable[[Engine, FrameRenderer], Costs]
 T = TypeVar("T")
 _log = logging.getLogger("visavis.worker")
 
@@ -102,6 +105,7 @@ class RenderWorker:
         *,
         compose: Compose = compose,
         make_tracker: Callable[[Engine], Tracker] = FaceTracker,
+        calibrate: Calibrate | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self.failure = ""
@@ -110,6 +114,7 @@ class RenderWorker:
         self._engine_factory = engine_factory
         self._compose = compose
         self._make_tracker = make_tracker
+        self._calibrate = calibrate
         self._clock = clock
         self._ready: Future[Engine] = Future()
         self._wake = threading.Condition()
@@ -239,6 +244,7 @@ class RenderWorker:
     def _load(self, life: _Life) -> None:
         engine = self._engine_factory()
         renderer = frame_renderer(engine, compose=self._compose, clock=self._clock)
+        self._measure_first(engine, renderer)
         draughtsman = Draughtsman(
             engine, renderer, make_tracker=self._make_tracker, clock=self._clock,
             costs=(self._frame_cost, self._webcam_cost),
@@ -252,6 +258,21 @@ class RenderWorker:
                 self.failure = ""
         if not self._ready.done():
             self._ready.set_result(engine)
+
+    def _measure_first(self, engine: Engine, renderer: FrameRenderer) -> None:
+        """Know what work costs before there is any; an engine made anew is known already."""
+        if self._calibrate is None or self._frame_cost.count:
+            return
+        try:
+            costs = self._calibrate(engine, renderer)
+        except DeviceLostError:
+            raise
+        except Exception:
+            # Whoever asks this engine for frames will be told what is wrong with it.
+            _log.warning("what a frame costs could not be measured", exc_info=True)
+            return
+        self._frame_cost.add(costs.frame_ns)
+        self._webcam_cost.add(costs.webcam_ns)
 
     def _run(self, life: _Life) -> None:
         try:
@@ -364,7 +385,7 @@ class RenderWorker:
 def _activity(unit: Unit) -> Activity:
     if isinstance(unit, Frames):
         return "frame"
-    return "webcam" if isinstance(unit, Webcam) else "call"
+    return "webcam" if isinstance(unit, Webcams) else "call"
 
 
 def _hold(unit: Frames) -> None:

@@ -15,6 +15,8 @@ from models.export import export_checkpoint
 from models.face import FaceModel
 from models.networks import Networks
 from models.networks.audio import AudioEncoder
+from models.networks.motion import MotionEncoder
+from trainer.gains import amplify, amplify_pitch
 
 #: What the shipped weights were trained on; goes into the manifest.
 DATA = [
@@ -72,26 +74,18 @@ def load_part(networks: Networks, name: str, path: Path) -> None:
             parameter.copy_(mean)
 
 
-def amplify(audio: AudioEncoder, gain: float) -> None:
-    """Scale E_aud's lip code by `gain`, in its last layer.
-
-    A regression answers with the mean of what could be said, so mouths open too little;
-    the paper's released code multiplies its audio code by 1.5 for the same reason.
-    """
-    with torch.no_grad():
-        audio.lip.weight.mul_(gain)
-        audio.lip.bias.mul_(gain)
-
-
 def export(
     cache: Path, motion: Path, audio: Path, generator: Path, out: Path, version: str = "0.1.0",
-    metrics: Path | None = None, audio_gain: float = 1.4,
+    metrics: Path | None = None, audio_gain: float = 1.4, pitch_gain: float = 1.18,
 ) -> None:  # fmt: skip
     """Assemble, export, check parity and write the manifest."""
     networks, face = assemble(cache, motion, audio, generator)
     encoder = networks.audio.net
     if isinstance(encoder, AudioEncoder):
         amplify(encoder, audio_gain)
+    reader = networks.motion.net
+    if isinstance(reader, MotionEncoder):
+        amplify_pitch(reader, pitch_gain)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -105,7 +99,7 @@ def export(
             "name": networks.config.name, "version": version, "data": DATA,
             "git_commit": commit.stdout.strip(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "training_steps": steps, "audio_gain": audio_gain,
+            "training_steps": steps, "audio_gain": audio_gain, "pitch_gain": pitch_gain,
             "metrics": json.loads(metrics.read_text()) if metrics else {},
         },
     )  # fmt: skip

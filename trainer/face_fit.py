@@ -278,10 +278,20 @@ def solve_pose(model: FaceModel, landmarks: F64, shape: F64, start: F64 | None =
     return pose
 
 
+#: How much the inner lips' opening counts, in landmarks: 152 points share one ridge, and in a
+#: short b, p or m the lips would stay apart.
+CLOSURE = 12.0
+_LOWER, _UPPER = (GROUPS["lips_inner"].start + np.array(k) for k in ((4, 5, 6), (14, 15, 16)))
+
+
 def fit_codes(
-    model: FaceModel, landmarks: F64, shape: F64, prior: F64, pose: F64, weight: F64
-) -> F64:
-    """Ridge fit of lip, eye and expression codes (F, 52) to landmarks, given pose and head."""
+    model: FaceModel, landmarks: F64, shape: F64, prior: F64, pose: F64, weight: F64,
+    *, closure: float = CLOSURE,
+) -> F64:  # fmt: skip
+    """Ridge fit of lip, eye and expression codes (F, 52) to landmarks, given pose and head.
+
+    The opening between the inner lips is one more measurement, with weight `closure` squared.
+    """
     basis = model.basis.astype(np.float64)
     out = np.zeros((len(landmarks), basis.shape[0]))
     for begin in range(0, len(landmarks), 2000):
@@ -292,6 +302,12 @@ def fit_codes(
         design = np.einsum("fac,rkc->fkar", view, basis).reshape(len(seen), -1, basis.shape[0])
         left = np.matmul(design.transpose(0, 2, 1), design) + np.diag(weight)
         right = np.einsum("fnr,fn->fr", design, residual) + prior[part] * weight
+        points = residual.reshape(len(seen), -1, 2)[..., 1]
+        shapes = design.reshape(len(seen), -1, 2, basis.shape[0])[:, :, 1]
+        gap = points[:, _UPPER].mean(1) - points[:, _LOWER].mean(1)
+        opens = shapes[:, _UPPER].mean(1) - shapes[:, _LOWER].mean(1)
+        left += closure**2 * opens[:, :, None] * opens[:, None]
+        right += closure**2 * opens * gap[:, None]
         out[part] = np.linalg.solve(left, right[..., None])[..., 0]
     return out
 

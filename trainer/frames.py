@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from models.codes import DIMS, EXPRESSION_NAMES, FACTOR_SLICES
 from models.face import FaceModel, apply_transform, move_pose, warp_crop
+from trainer.joined import Rows, parts_of
 
 #: Pixels of a cached crop.
 SIZE = 256
@@ -20,6 +22,8 @@ U8 = NDArray[np.uint8]
 KINDS = ("synth", "grid", "still")
 #: Crop units to pixels of the cached frames.
 WHOLE: F32 = np.array([[SIZE, 0, 0], [0, SIZE, 0]], np.float32)
+_TEXTS = ("kind", "clip", "person")
+_NUMBERS = ("frame", "landmarks", "code", "shape")
 _POSE, _EYE, _EXP = FACTOR_SLICES["pose"], FACTOR_SLICES["eye"], FACTOR_SLICES["exp"]
 
 
@@ -31,48 +35,126 @@ class Split:
     test: NDArray[np.int64]
 
 
-class FrameCache:
-    """Memory-mapped frames and their labels; safe to read from several threads."""
+class _Part:
+    """One folder of `trainer.cache` or `trainer.synthesis`, cut to some kinds of data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kinds: tuple[str, ...] = ()) -> None:
         with np.load(folder / "labels.npz", allow_pickle=False) as z:
-            self.kind, self.clip, self.person = z["kind"], z["clip"], z["person"]
-            self.frame = z["frame"]
-            self.landmarks: F32 = z["landmarks"]
-            self.code: F32 = z["code"]
-            self.shape: F32 = z["shape"]
+            self.labels = {k: z[k] for k in (*_TEXTS, *_NUMBERS)}
             # Caches of `visavis prepare` say themselves what is held out.
             self.held_out: NDArray[np.bool_] | None = z.get("held_out")
         with np.load(folder / "face_model.npz", allow_pickle=False) as z:
             self.face = FaceModel(z["mean"], z["basis"])
-            self.landmark_mirror: NDArray[np.int64] = z["landmark_mirror"].astype(np.int64)
-        count = len(self.kind)
+            self.mirror: NDArray[np.int64] = z["landmark_mirror"].astype(np.int64)
+        kind = self.labels["kind"]
+        count = len(kind)
+        self.rows = np.flatnonzero(np.isin(kind, kinds) if kinds else np.ones(count, bool))
         self.pixels = np.memmap(folder / "frames.u8", np.uint8, "r", shape=(count, SIZE, SIZE, 3))
-        #: Where every pixel of a rendered frame lies in its clip's first one, and whether it does.
         self.flow = _optional(folder / "flow.f16", np.float16, (count, SIZE, SIZE, 2))
         self.valid = _optional(folder / "validity.u8", np.uint8, (count, SIZE, SIZE))
+
+    def test(self, seed: int) -> NDArray[np.bool_]:
+        """(N,) what is held out of the whole folder."""
+        if self.held_out is not None:
+            return self.held_out
+        kind, clip, person = (self.labels[k] for k in _TEXTS)
+        return _drawn_split(kind, clip, person, seed)
+
+
+class FrameCache:
+    """Memory-mapped frames and their labels; safe to read from several threads.
+
+    `folder` is a cache, or a folder of `trainer.joined` that stands for several. `pixels` gives
+    a frame (256, 256, 3) for a row number.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._parts = [_Part(path, kinds) for path, kinds in parts_of(folder)]
+        rows = [part.rows for part in self._parts]
+        self._starts = np.cumsum([0, *(len(r) for r in rows)])
+        first = self._parts[0]
+        self.face, self.landmark_mirror = first.face, first.mirror
+        for part in self._parts[1:]:
+            if not np.allclose(part.face.basis, first.face.basis, atol=1e-6):
+                raise ValueError("these caches have codes of different face models")
+        if len(self._parts) == 1 and len(rows[0]) == len(first.pixels):
+            self.pixels: NDArray[np.uint8] | Rows = first.pixels
+        else:
+            self.pixels = Rows([p.pixels for p in self._parts], rows)
+
+        def label(name: str) -> NDArray[Any]:
+            return np.concatenate([p.labels[name][p.rows] for p in self._parts])
+
+        self.kind, self.clip, self.person = (label(k) for k in _TEXTS)
+        self.frame = label("frame")
+        self.landmarks: F32 = label("landmarks")
+        self.code: F32 = label("code")
+        self.shape: F32 = label("shape")
         self.lip_mirror = _lip_mirror(self.face, self.landmark_mirror)
+
+    def dense(self, row: int) -> tuple[NDArray[np.float16], U8] | None:
+        """Where every pixel of a rendered frame lies in its clip's first one, (256, 256, 2) crop
+        units, and 255 where that is known, (256, 256); None where there is no such flow.
+        """
+        number = int(np.searchsorted(self._starts, row, "right")) - 1
+        part = self._parts[number]
+        if part.flow is None or part.valid is None or self.kind[row] != "synth":
+            return None
+        mine = part.rows[row - self._starts[number]]
+        return np.asarray(part.flow[mine]), np.asarray(part.valid[mine])
+
+    def has_flow(self, row: int) -> bool:
+        """Whether `dense` knows this row."""
+        part = self._parts[int(np.searchsorted(self._starts, row, "right")) - 1]
+        return part.flow is not None and part.valid is not None and self.kind[row] == "synth"
 
     def split(self, seed: int = 7) -> Split:
         """Hold out 40 synthetic identities, 60 s1 clips, two other speakers and 60 stills.
 
-        Never more than a third of what a small cache has.
+        Never more than a third of what a small cache has. Of joined caches the first decides:
+        whoever it holds out is held out of the others as well, and nobody else is, except by
+        the other's own word.
         """
-        if self.held_out is not None:
-            return Split(np.flatnonzero(~self.held_out), np.flatnonzero(self.held_out))
-        rng = np.random.default_rng(seed)
-        test = np.zeros(len(self.kind), bool)
-        for kind, field, count in (("synth", self.person, 40), ("still", self.person, 60)):
-            names = np.unique(field[self.kind == kind])
-            test |= np.isin(field, rng.choice(names, min(count, len(names) // 4), replace=False))
-        s1 = np.unique(self.clip[(self.kind == "grid") & (self.person == "s1")])
-        test |= np.isin(self.clip, rng.choice(s1, min(60, len(s1) // 4), replace=False))
-        others = np.unique(self.person[(self.kind == "grid") & (self.person != "s1")])
-        test |= np.isin(self.person, others[: min(2, len(others) // 3)])
-        # A still whose identity is rendered in a held-out synthetic clip is held out too.
-        held = {f"stills/{p}.jpg" for p in np.unique(self.person[test & (self.kind == "synth")])}
-        test |= np.isin(self.clip, list(held))
-        return Split(np.flatnonzero(~test), np.flatnonzero(test))
+        first, *others = self._parts
+        test = first.test(seed)
+        unseen = _people(first, test)
+        masks = [test[first.rows]]
+        for part in others:
+            person = np.array([Path(str(p)).stem for p in part.labels["person"]])
+            mask = np.isin(person, list(unseen))
+            if part.held_out is not None:
+                mask |= part.held_out
+            masks.append(mask[part.rows])
+        held = np.concatenate(masks)
+        return Split(np.flatnonzero(~held), np.flatnonzero(held))
+
+    def unseen(self) -> frozenset[str]:
+        """People nothing of whom may be trained on: file names of stills without ending."""
+        return _people(self._parts[0], self._parts[0].test(7))
+
+
+def _people(part: _Part, test: NDArray[np.bool_]) -> frozenset[str]:
+    """Whoever is held out with all their rows."""
+    person = part.labels["person"]
+    names = np.setdiff1d(person[test], person[~test])
+    return frozenset(Path(str(name)).stem for name in names)
+
+
+def _drawn_split(
+    kind: NDArray[np.str_], clip: NDArray[np.str_], person: NDArray[np.str_], seed: int
+) -> NDArray[np.bool_]:
+    rng = np.random.default_rng(seed)
+    test = np.zeros(len(kind), bool)
+    for name, count in (("synth", 40), ("still", 60)):
+        names = np.unique(person[kind == name])
+        test |= np.isin(person, rng.choice(names, min(count, len(names) // 4), replace=False))
+    s1 = np.unique(clip[(kind == "grid") & (person == "s1")])
+    test |= np.isin(clip, rng.choice(s1, min(60, len(s1) // 4), replace=False))
+    others = np.unique(person[(kind == "grid") & (person != "s1")])
+    test |= np.isin(person, others[: min(2, len(others) // 3)])
+    # A still whose identity is rendered in a held-out synthetic clip is held out too.
+    held = {f"stills/{p}.jpg" for p in np.unique(person[test & (kind == "synth")])}
+    return test | np.isin(clip, list(held))
 
 
 def _optional(
@@ -184,12 +266,13 @@ def augmented_flow(
     """Backward flow to the clip's first frame (2, size, size) in crop units and its validity
     (1, size, size), under the same crop similarity for both frames.
 
-    A cache without flow gives zeros, valid nowhere.
+    A row without flow gives zeros, valid nowhere.
     """
-    if cache.flow is None or cache.valid is None or cache.kind[row] != "synth":
+    known = cache.dense(row)
+    if known is None:
         return np.zeros((2, size, size), np.float32), np.zeros((1, size, size), np.float32)
-    flow = np.asarray(cache.flow[row], np.float32)
-    valid = np.asarray(cache.valid[row], np.float32) / np.float32(255)
+    flow = known[0].astype(np.float32)
+    valid = known[1].astype(np.float32) / np.float32(255)
     if flip:
         flow = (flow[:, ::-1] * [-1, 1] + [1, 0]).astype(np.float32)
         valid = valid[:, ::-1]
@@ -204,8 +287,8 @@ def augmented_flow(
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
     origin = apply_transform(transform, np.asarray(moved.reshape(-1, 2), np.float32))
-    known = (held > 0.9).astype(np.float32)
-    return origin.reshape(size, size, 2).transpose(2, 0, 1).copy(), known[None]
+    sure = (held > 0.9).astype(np.float32)
+    return origin.reshape(size, size, 2).transpose(2, 0, 1).copy(), sure[None]
 
 
 def chain(a: F32, b: F32) -> F32:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from trainer.frames import SIZE
 from trainer.pieces import MIB
+from trainer.speech import MEL_FILE, SpeechCache
 
 LIMIT = 60 * MIB
 QUALITY = 92
@@ -55,12 +56,11 @@ def pack(cache: Path, out: Path, limit: int = LIMIT, quality: int = QUALITY) -> 
     write("labels", _small_labels(labels))
     with np.load(cache / "face_model.npz", allow_pickle=False) as z:
         write("face", {k: z[k] for k in z.files})
-    if (cache / "mel.npz").exists():
-        with np.load(cache / "speech.npz", allow_pickle=False) as z:
-            write("speech", {k: z[k] for k in ("clip", "offset", "lip")})
-        with np.load(cache / "mel.npz", allow_pickle=False) as z:
-            for voice, mel in enumerate(z["mel"]):
-                write(f"mel-{voice}", {"mel": mel})
+    if (cache / "speech.npz").exists():
+        speech = SpeechCache(cache)
+        write("speech", {"clip": speech.clip, "offset": speech.offset, "lip": speech.lip})
+        for voice, mel in enumerate(speech.mel):
+            write(f"mel-{voice}", {"mel": mel})
     for number, shard in enumerate(_picture_shards(pixels, limit, quality)):
         write(f"pictures-{number:03d}", shard)
     manifest = {"frames": count, "shards": written}
@@ -173,8 +173,8 @@ def _take(name: str, arrays: Arrays, cache: Path, pixels: NDArray[np.uint8], thr
 def _finish(cache: Path) -> None:
     """Put the voices' mel frames into the one file that training reads."""
     voices = sorted(cache.glob("mel-*.npy"))
-    if voices and not (cache / "mel.npz").exists():
-        np.savez(cache / "mel.npz", mel=np.stack([np.load(v) for v in voices]))
+    if voices and not (cache / MEL_FILE).exists():
+        np.savez(cache / MEL_FILE, mel=np.stack([np.load(v) for v in voices]))
     for path in voices:
         path.unlink()
 

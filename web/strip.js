@@ -59,7 +59,9 @@ export class Strip {
   shown(report) {
     set(this.#fps, report.fps.toFixed(0), "fps", report.fps < this.#wantedFps * 0.8);
     const bufferMs = report.jitter_buffer_ms ?? 0;
-    set(this.#buffer, bufferMs.toFixed(0), "ms", bufferMs > BUFFER_LIMIT_MS);
+    // A hidden page shows nothing, and not every browser tells when it does.
+    const shownMs = report.present_ms ? ` / ${report.present_ms.toFixed(0)}` : "";
+    set(this.#buffer, bufferMs.toFixed(0) + shownMs, "ms", bufferMs > BUFFER_LIMIT_MS);
     const skewMs = report.av_skew_ms ?? 0;
     if (skewMs !== 0) {
       const before = this.#played ?? skewMs;

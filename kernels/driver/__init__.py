@@ -321,7 +321,9 @@ BINDINGS: tuple[tuple[str, str], ...] = (
 def open_context(ordinal: int = 0, binding: str | None = None) -> Context:
     """Open device `ordinal` in the calling thread, with the first binding that works.
 
-    `binding` asks for one and for no other. Raises DriverMissingError, which names what each
+    `binding` asks for one and for no other. A primary context that an earlier loss has left dead
+    (TensorRT and torch keep it from being destroyed with ours) is reset first: whatever else
+    still lies in it is gone anyway. Raises DriverMissingError, which names what each
     binding said.
     """
     wanted = [b for b in BINDINGS if binding in (None, b[0])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,15 @@ except ImportError:
     from cuda import cuda as cu
 
 from kernels import driver
-from kernels.driver import DeviceInfo, Dims, DriverError, DriverMissingError, Host, error_of
+from kernels.driver import (
+    DeviceInfo,
+    DeviceLostError,
+    Dims,
+    DriverError,
+    DriverMissingError,
+    Host,
+    error_of,
+)
 from kernels.driver.calls import Allocation, Handle, PinnedAllocation
 from kernels.driver.objects import DriverContext
 
@@ -43,10 +52,23 @@ class CudaPythonCalls:
     def __init__(self, ordinal: int) -> None:
         _check("cuInit", cu.cuInit(0))
         self._device = _check("cuDeviceGet", cu.cuDeviceGet(ordinal))
+        self._retain()
+        try:
+            self.synchronize()
+        except DeviceLostError:
+            # See `kernels.driver.open_context`.
+            self.release()
+            reset = cu.cuDevicePrimaryCtxReset(self._device)
+            _check("cuDevicePrimaryCtxReset", reset)
+            self._retain()
+            self.synchronize()
+        self.device = self._describe()
+
+    def _retain(self) -> None:
         retained = cu.cuDevicePrimaryCtxRetain(self._device)
         self._context = _check("cuDevicePrimaryCtxRetain", retained)
-        self.make_current()
-        self.device = self._describe()
+        with suppress(DeviceLostError):
+            self.make_current()
 
     def _describe(self) -> DeviceInfo:
         names = cu.CUdevice_attribute

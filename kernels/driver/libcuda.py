@@ -1,4 +1,4 @@
-"""CUDA graphs through the driver library itself, for a binding that has none (PyCUDA)."""
+"""Graphs and resets through the driver library itself, for a binding without them (PyCUDA)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class LibCuda:
     def context_state(self) -> None:
         """Raise DeviceLostError when the current context is dead; waits for its work."""
         self._call("cuCtxSynchronize")
+
+    def reset(self, ordinal: int) -> None:
+        """Throw away the primary context of a device, whoever holds it."""
+        self._call("cuDevicePrimaryCtxReset_v2", ordinal)
 
     def begin_capture(self, stream: int) -> None:
         """Begin to record stream `stream` (a CUstream), thread-local mode."""

@@ -12,6 +12,7 @@ import pycuda.driver as cuda
 from kernels import driver
 from kernels.driver import (
     DeviceInfo,
+    DeviceLostError,
     Dims,
     DriverError,
     DriverMissingError,
@@ -45,6 +46,16 @@ class PyCudaCalls:
         )
         self._context = device.retain_primary_context()
         self._context.push()
+        try:
+            self._lib.context_state()
+        except DeviceLostError:
+            # See `kernels.driver.open_context`.
+            cuda.Context.pop()
+            del self._context
+            self._lib.reset(ordinal)
+            self._context = device.retain_primary_context()
+            self._context.push()
+            self._lib.context_state()
         self._released = False
         # PyCUDA ends a process with an abort when a context is left on its stack.
         atexit.register(self.release)

@@ -16,9 +16,9 @@ import ctypes
 from dataclasses import dataclass
 
 from kernels.operation import Launch, blocks
-from kernels.view import View, Viewable, planes, suffix, view
+from kernels.view import PLANE_LIMIT, View, Viewable, planes, suffix, view
 
-THREADS, PACKS, LANES, WIDTH, HEIGHT = 256, 2, 128, 32, 8
+THREADS, PACKS, LANES = 256, 2, 128
 FIR_TAPS = 4
 
 
@@ -169,8 +169,11 @@ def fir(
         seen.pointer, into.pointer, *seen.strides[:3], *into.strides[:3],
         channels, *seen.shape[2:], height, width, up, pad, _fill(epilogue, into),
     )  # fmt: skip
-    grid = (blocks(width, WIDTH), blocks(height, HEIGHT), batch * channels)
-    return Launch(f"fir_activate_{suffix(into.dtype)}", grid, (WIDTH, HEIGHT, 1), params)
+    packs = height * blocks(width, 16 // into.dtype.itemsize)
+    if packs > PLANE_LIMIT - THREADS:
+        raise ValueError(f"out: a plane of {height} x {width} is too large")
+    grid = (blocks(packs, THREADS), 1, batch * channels)
+    return Launch(f"fir_activate_{suffix(into.dtype)}", grid, (THREADS, 1, 1), params)
 
 
 def demodulate(squares: Viewable, style: Viewable, out: Viewable, epsilon: float = 1e-8) -> Launch:

@@ -100,57 +100,95 @@ struct FirParams {
     Epilogue e;
 };
 
-constexpr int WIDTH = 32, HEIGHT = 8;
-
 // One axis of [1, 3, 3, 1] * up / 8 at output i: the inputs it meets and their weights.
 struct Fir {
-    int first, count;
-    float w[4];
+    int first;
+    float w[4];  // the last two are 0 for up 2
 };
 
 DEVICE Fir fir_of(int i, int up, int pad) {
     const int start = i - pad;
-    if (up == 1) return {start, 4, {0.125f, 0.375f, 0.375f, 0.125f}};
+    if (up == 1) return {start, {0.125f, 0.375f, 0.375f, 0.125f}};
     // Every second sample is a zero: two of the four weights remain.
-    if (start & 1) return {(start + 1) >> 1, 2, {0.75f, 0.25f, 0.0f, 0.0f}};
-    return {start >> 1, 2, {0.25f, 0.75f, 0.0f, 0.0f}};
+    if (start & 1) return {(start + 1) >> 1, {0.75f, 0.25f, 0.0f, 0.0f}};
+    return {start >> 1, {0.25f, 0.75f, 0.0f, 0.0f}};
+}
+
+// Output i of a run that begins at an odd (ODD) or even start, from the columns that the run
+// meets: which of them is where is known when this is compiled.
+template <int UP, bool ODD, int M>
+DEVICE float across(const float (&columns)[M], int i) {
+    if (UP == 1) {
+        // Behind a transposed convolution the filter has to make up for the zeros, too: times 4.
+        return 0.5f * (columns[i] + columns[i + 3]) + 1.5f * (columns[i + 1] + columns[i + 2]);
+    }
+    const bool odd = ODD != ((i & 1) != 0);
+    const int first = ODD ? i / 2 : (i + 1) / 2;
+    const float a = columns[first], b = columns[first + 1];
+    return odd ? 0.75f * a + 0.25f * b : 0.25f * a + 0.75f * b;
+}
+
+// A thread makes one pack of a line: it filters the columns that the pack meets from top to
+// bottom, then across, so that an input is read about as often as there are lines of the filter.
+template <class T, int UP, bool ODD>
+DEVICE void fir_pack(const FirParams& p) {
+    constexpr int N = 16 / sizeof(T);
+    constexpr int M = UP == 1 ? N + 3 : N / 2 + 2;
+    const int packs = (p.width + N - 1) / N;
+    const int item = blockIdx.x * THREADS + threadIdx.x;
+    const int y = item / packs, x = item % packs * N;
+    if (y >= p.height) return;
+    const int b = blockIdx.z / p.channels, c = blockIdx.z % p.channels;
+    const T* in = (const T*)p.x + b * p.x_batch + c * p.x_plane;
+    const int start = x - p.pad, first = UP == 1 ? start : (start + ODD) >> 1;
+    const Fir fy = fir_of(y, UP, p.pad);
+    float columns[M] = {};
+#pragma unroll
+    for (int j = 0; j < (UP == 1 ? 4 : 2); ++j) {
+        const int row = fy.first + j;
+        if (row < 0 || row >= p.in_height) continue;
+        const T* line = in + row * p.x_row;
+#pragma unroll
+        for (int k = 0; k < M; ++k) {
+            const int column = first + k;
+            if (column < 0 || column >= p.in_width) continue;
+            columns[k] += fy.w[j] * to_float(line[column]);
+        }
+    }
+    const Epilogue& e = p.e;
+    const int count = p.width - x;
+    const Channel channel = channel_of<T>(e, b, c);
+    Pack<T, N> ns = {}, rs = {}, result;
+    if (e.noise) {
+        ns = load<T, N>((const T*)e.noise + b * e.noise_batch + y * e.noise_row + x, count);
+    }
+    if (e.residual) {
+        const i64 at = b * e.residual_batch + c * e.residual_plane + y * e.residual_row + x;
+        rs = load<T, N>((const T*)e.residual + at, count);
+    }
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const float v = across<UP, ODD>(columns, i);
+        result.of[i] = As<T>::from(activate(e, channel, v, to_float(ns.of[i]), to_float(rs.of[i])));
+    }
+    store((T*)p.out + b * p.out_batch + c * p.out_plane + y * p.out_row + x, result, count);
 }
 
 template <class T>
 DEVICE void fir(const FirParams& p) {
     threads([&] {
-        const int x = blockIdx.x * WIDTH + threadIdx.x, y = blockIdx.y * HEIGHT + threadIdx.y;
-        if (x >= p.width || y >= p.height) return;
-        const int b = blockIdx.z / p.channels, c = blockIdx.z % p.channels;
-        const T* in = (const T*)p.x + b * p.x_batch + c * p.x_plane;
-        const Fir fx = fir_of(x, p.up, p.pad), fy = fir_of(y, p.up, p.pad);
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const int row = fy.first + j;
-            if (j >= fy.count || row < 0 || row >= p.in_height) continue;
-            float line = 0.0f;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int column = fx.first + i;
-                if (i >= fx.count || column < 0 || column >= p.in_width) continue;
-                line += fx.w[i] * to_float(in[row * p.x_row + column]);
-            }
-            sum += fy.w[j] * line;
+        if (p.up == 1) {
+            fir_pack<T, 1, false>(p);
+        } else if (p.pad & 1) {
+            fir_pack<T, 2, true>(p);
+        } else {
+            fir_pack<T, 2, false>(p);
         }
-        // Behind a transposed convolution the filter has to make up for the zeros, too.
-        if (p.up == 1) sum *= 4.0f;
-        const Epilogue& e = p.e;
-        const float noise = at_or<T>(e.noise, b * e.noise_batch + y * e.noise_row + x, 0.0f);
-        const i64 at = b * e.residual_batch + c * e.residual_plane + y * e.residual_row + x;
-        const float residual = at_or<T>(e.residual, at, 0.0f);
-        T* out = (T*)p.out + b * p.out_batch + c * p.out_plane + y * p.out_row + x;
-        *out = As<T>::from(activate(e, channel_of<T>(e, b, c), sum, noise, residual));
     });
 }
 
-KERNEL(fir_activate_f32, FirParams, WIDTH* HEIGHT) { fir<float>(p); }
-KERNEL(fir_activate_f16, FirParams, WIDTH* HEIGHT) { fir<half>(p); }
+KERNEL(fir_activate_f32, FirParams, THREADS) { fir<float>(p); }
+KERNEL(fir_activate_f16, FirParams, THREADS) { fir<half>(p); }
 
 struct DemodulateParams {
     const void* squares;  // (outputs, inputs) T: sum over the taps of the squared weights

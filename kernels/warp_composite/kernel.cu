@@ -114,13 +114,15 @@ DEVICE void composite(const CompositeParams& p) {
     // Enlarging, a tile's columns are neighbours and fit; shrinking, each pixel has its own.
     const bool shared_columns = !same_size && step_x <= 1.0f;
     const int first_column = cubic_of(x0, step_x).first;
+    const int last_x = (x0 + TILE < s.width ? x0 + TILE : s.width) - 1;
+    const int columns = cubic_of(last_x, step_x).first + 4 - first_column;
     const T* rgb = (const T*)p.rgb + blockIdx.z * p.rgb_batch;
 
     threads([&] {
         const int y = y0 + threadIdx.y;
         if (!shared_columns || y >= s.height) return;
         const Cubic c = cubic_of(y, step_y);
-        for (int k = threadIdx.x; k < COLUMNS; k += WIDTH) {
+        for (int k = threadIdx.x; k < columns; k += WIDTH) {
             const int column = clamp(first_column + k, 0, p.map_width - 1);
             float sum[3] = {0.0f, 0.0f, 0.0f};
 #pragma unroll

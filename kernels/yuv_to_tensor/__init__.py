@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.operation import Launch, blocks
-from kernels.view import Viewable, planes, suffix, view
+from kernels.view import PLANE_LIMIT, Viewable, planes, suffix, view
 
 WIDTH, HEIGHT, PIXELS = 32, 8, 2
 MAX_TAPS = 8
@@ -104,16 +104,24 @@ def picture(
     first, second = _chroma("u", u, shape), _chroma("v", v, shape)
     if first[1:] != second[1:]:
         raise ValueError("u and v must be laid out alike")
+    back, taps = backward(transform)
+    return (
+        luma.pointer, first[0], second[0], luma.strides[0], first[1], first[2], width, height,
+        taps, back.ravel(), *colour_terms(matrix, full_range),
+    )  # fmt: skip
+
+
+def backward(transform: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
+    """(2, 3) picture to crop pixels -> (2, 3) crop to picture pixels, and samples per axis.
+
+    Raises ValueError for a transform that maps everything to a line.
+    """
     forward = np.vstack([np.asarray(transform, np.float64), [0, 0, 1]])
-    if abs(np.linalg.det(forward)) < 1e-12:
+    if not np.isfinite(forward).all() or abs(np.linalg.det(forward)) < 1e-12:
         raise ValueError("the transform maps everything to a line")
     back = np.linalg.inv(forward)[:2]
     taps = math.ceil(math.hypot(back[0, 0], back[1, 0]) - 1e-6)
-    taps = min(max(taps, 1), MAX_TAPS)
-    return (
-        luma.pointer, first[0], second[0], luma.strides[0], first[1], first[2], width, height,
-        taps, back.astype(np.float32).ravel(), *colour_terms(matrix, full_range),
-    )  # fmt: skip
+    return back.astype(np.float32), min(max(taps, 1), MAX_TAPS)
 
 
 def _chroma(name: str, plane: Viewable, shape: tuple[int, int]) -> tuple[int, int, int]:
@@ -121,6 +129,8 @@ def _chroma(name: str, plane: Viewable, shape: tuple[int, int]) -> tuple[int, in
     seen = view(plane)
     if seen.shape != shape or seen.dtype != np.uint8:
         raise ValueError(f"{name} must be uint8 {shape}, got {seen.dtype} {seen.shape}")
+    if shape[0] * abs(seen.strides[0]) > PLANE_LIMIT:
+        raise ValueError(f"{name}: a plane may span {PLANE_LIMIT} bytes at most")
     return seen.pointer, seen.strides[0], max(seen.strides[1], 1)
 
 
@@ -129,7 +139,8 @@ def yuv_to_tensor(
 ) -> Launch:
     """Fill `out` (batch, 3, height, width), float32 or float16, with rgb * scale + offset.
 
-    `pictures` (batch,) `PICTURE`, in the device's memory. Raises ValueError.
+    `pictures` (batch,) `PICTURE`, in the device's memory; a row of zeros is no picture, its
+    crop is black. Raises ValueError.
     """
     result = planes("out", out, (None, 3, None, None))
     batch, _, height, width = result.shape
@@ -141,4 +152,6 @@ def yuv_to_tensor(
     return Launch(f"yuv_to_tensor_{suffix(result.dtype)}", grid, (WIDTH, HEIGHT, 1), params)
 
 
-__all__ = ["PICTURE", "Params", "Picture", "colour_terms", "picture", "yuv_to_tensor"]
+__all__ = [
+    "PICTURE", "Params", "Picture", "backward", "colour_terms", "picture", "yuv_to_tensor",
+]  # fmt: skip

@@ -10,7 +10,7 @@ struct Picture {
     i64 y_row, chroma_row;  // bytes
     int chroma_step;        // bytes from one u to the next: 1 for I420, 2 for NV12
     int width, height;
-    int taps;         // samples per axis and output pixel, more than 1 where the crop shrinks
+    int taps;  // samples per axis and output pixel, more than 1 where the crop shrinks; 0: black
     float matrix[6];  // crop pixel -> picture pixel, both with centres at +0.5, row by row
     // r = y_scale (y - y_offset) + r_v (v - 128), and so on; results in 0..255.
     float y_offset, y_scale, r_v, g_u, g_v, b_u;
@@ -27,11 +27,12 @@ struct Params {
 constexpr int WIDTH = 32, HEIGHT = 8;
 constexpr int PIXELS = 2;  // per thread, side by side, stored together
 
+// Offsets within a plane fit into 32 bits, and are the same for u and v.
 DEVICE float chroma(const u8* plane, const Picture& p, const Taps& x, const Taps& y) {
-    const u8 *top = plane + y.a * p.chroma_row, *bottom = plane + y.b * p.chroma_row;
+    const int top = y.a * (int)p.chroma_row, bottom = y.b * (int)p.chroma_row;
     const int a = x.a * p.chroma_step, b = x.b * p.chroma_step;
-    return mix(mix(to_float(top[a]), to_float(top[b]), x.t),
-               mix(to_float(bottom[a]), to_float(bottom[b]), x.t), y.t);
+    return mix(mix(to_float(plane[top + a]), to_float(plane[top + b]), x.t),
+               mix(to_float(plane[bottom + a]), to_float(plane[bottom + b]), x.t), y.t);
 }
 
 template <class T>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import cv2
@@ -76,6 +76,10 @@ class BaseEngine(ABC):
         """See `Engine.motion`."""
         return motion_reading(self.run("motion", {"face": to_network(face_HWC)}))
 
+    def motion_batch(self, faces: Sequence[NDArray[np.uint8]]) -> list[MotionReading]:
+        """See `Engine.motion_batch`; one crop after another."""
+        return [self.motion(face_HWC) for face_HWC in faces]
+
     def appearance(self, source_HWC: NDArray[np.uint8]) -> Appearance:
         """See `Engine.appearance`; the reading is averaged over small crop movements."""
         code, landmarks = self._read_portrait(source_HWC)
@@ -121,6 +125,12 @@ def motion_reading(outputs: Mapping[str, Array]) -> MotionReading:
     return MotionReading(code, outputs["landmarks"][0])
 
 
+def motion_readings(outputs: Mapping[str, Array]) -> Iterator[MotionReading]:
+    """E_mot's named outputs, one reading per item of the batch."""
+    for i in range(len(outputs["landmarks"])):
+        yield motion_reading({name: array[i : i + 1] for name, array in outputs.items()})
+
+
 def generator_inputs(appearance: Appearance, driving: MotionCode) -> dict[str, Array]:
     """What the generator network takes for one frame, by name, with a batch axis of 1."""
     return {
@@ -143,4 +153,6 @@ def to_network(image_HWC: NDArray[np.uint8]) -> Array:
     return planes / np.float32(127.5) - np.float32(1)
 
 
-__all__ = ["BaseEngine", "Network", "generator_inputs", "motion_reading", "to_network"]
+__all__ = [
+    "BaseEngine", "Network", "generator_inputs", "motion_reading", "motion_readings", "to_network",
+]  # fmt: skip

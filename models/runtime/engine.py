@@ -7,7 +7,7 @@ render worker that created it is the only caller. Runtimes are chosen explicitly
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -103,6 +103,9 @@ class Engine(Protocol):
     def motion(self, face_HWC: NDArray[np.uint8]) -> MotionReading:
         """(256, 256, 3) uint8 RGB canonical crop of a webcam frame -> codes and landmarks."""
 
+    def motion_batch(self, faces: Sequence[NDArray[np.uint8]]) -> list[MotionReading]:
+        """`motion` of one or more crops, in one run where the engine can."""
+
     def appearance(self, source_HWC: NDArray[np.uint8]) -> Appearance:
         """(256, 256, 3) uint8 RGB canonical crop of a portrait -> appearance."""
 
@@ -112,10 +115,13 @@ class Engine(Protocol):
 
 @runtime_checkable
 class ReadsYuv(Protocol):
-    """An engine that cuts a webcam's crop itself, from the decoder's planes."""
+    """An engine that cuts webcams' crops itself, from the decoders' planes."""
 
     def motion_yuv(self, picture: YuvPicture, transform: Array) -> MotionReading:
         """`Engine.motion` of the crop that `transform` (2, 3), picture to crop pixels, cuts.
 
         Raises ValueError for a transform that cannot be inverted, EngineError, DeviceLostError.
         """
+
+    def motion_yuv_batch(self, crops: Sequence[tuple[YuvPicture, Array]]) -> list[MotionReading]:
+        """`motion_yuv` of one or more pictures in one run. All are read or none is."""

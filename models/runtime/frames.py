@@ -23,6 +23,8 @@ from models.runtime.engine import Appearance, Drawing, Engine
 Pixels = NDArray[np.uint8]
 Compose = Callable[[Drawing, Pixels, int], Pixels]
 Clock = Callable[[], int]
+#: Largest pictures that every engine with a renderer of its own draws.
+LARGEST_PX = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kernels import driver
@@ -36,7 +37,7 @@ class Compositor(Protocol):
     """
 
     def aim(self, slot: int, source: driver.DeviceArray, size: int) -> None:
-        """Let `slot` draw from `source` (1, size, size, 3) uint8; the stream must be idle."""
+        """Let `slot` draw from `source` (1, size, size, 4) uint8 RGBx; the stream must be idle."""
 
     def rest(self, slot: int) -> None:
         """Let `slot` draw nothing; the stream must be idle."""
@@ -149,8 +150,7 @@ class GpuFrameRenderer:
         for request in requests:
             make = partial(self._features, request.appearance)
             features = self.cache.get(request.appearance, make, keep)
-            pixels = {"source": request.source_HWC[None]}
-            source = self.cache.get(request.source_HWC, partial(dict, pixels), keep)
+            source = self.cache.get(request.source_HWC, partial(_rgbx, request.source_HWC), keep)
             residents.append((features, source))
         slots = self.slots.assign([features.serial for features, _ in residents], batch)
         for slot in set(range(batch)) - set(slots):
@@ -166,3 +166,11 @@ class GpuFrameRenderer:
         named = generator_inputs(appearance, appearance.code)
         specs = self._generator.program.inputs
         return {n: named[n].astype(specs[n].dtype) for n in specs if n != DRIVING}
+
+
+def _rgbx(source_HWC: Pixels) -> dict[str, Pixels]:
+    """A source as it lies on the device: four bytes per pixel are one load."""
+    height, width, _ = source_HWC.shape
+    pixels = np.zeros((1, height, width, 4), np.uint8)
+    pixels[0, ..., :3] = source_HWC
+    return {"source": pixels}

@@ -18,7 +18,7 @@ from models.runtime.device_network import Device
 from models.runtime.flavour import MAX_BATCH
 from models.runtime.frames import Pixels
 
-#: Bytes of a drawn pixel: four are written at once.
+#: Bytes of a pixel, read and drawn: four are one load, four pixels one store.
 _STEP = 4
 
 
@@ -43,7 +43,8 @@ class KernelCompositor:
         """See `Compositor.aim`; a row that says so already is left alone."""
         if self._aimed[slot] == (source.pointer, size):
             return
-        pixels = View(source.pointer, (size, size, 3), (3 * size, 3, 1), source.dtype)
+        shape, strides = (size, size, _STEP), (_STEP * size, _STEP, 1)
+        pixels = View(source.pointer, shape, strides, source.dtype)
         drawn = self._picture(slot, size)
         start = self._i420.pointer + slot * self._i420.array.shape[1]
         i420 = View(start, (size * 3 // 2, size), (size, 1), np.dtype(np.uint8))
@@ -74,7 +75,7 @@ class KernelCompositor:
         rows = self._rows[0][1].part(0, batch)
         flow, mask, rgb = (outputs[n].part(0, batch) for n in ("flow", "mask", "rgb"))
         launch = warp_composite.composite(
-            rows, (size, size), flow, mask, rgb, source_step=3, out_step=_STEP
+            rows, (size, size), flow, mask, rgb, source_step=_STEP, out_step=_STEP
         )
         self._library.run(launch, stream)
 

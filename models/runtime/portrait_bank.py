@@ -9,7 +9,7 @@ slot is not even copied on the device.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -110,6 +110,18 @@ def _kind(array: Any) -> tuple[Any, ...]:
     return (tuple(array.shape), np.dtype(array.dtype))
 
 
+def assign(held: Sequence[Hashable], keys: Sequence[Hashable]) -> list[int]:
+    """A slot for each key; one that holds the key already where there is one."""
+    free = list(range(len(held)))
+    slots: list[int | None] = []
+    for key in keys:
+        slot = next((s for s in free if held[s] == key), None)
+        if slot is not None:
+            free.remove(slot)
+        slots.append(slot)
+    return [free.pop(0) if slot is None else slot for slot in slots]
+
+
 class Slots:
     """Batch buffers whose items keep the portrait they were given last."""
 
@@ -127,14 +139,7 @@ class Slots:
 
     def assign(self, keys: Sequence[int], batch: int) -> list[int]:
         """A slot below `batch` for each key; one that holds the key already where there is one."""
-        free = list(range(batch))
-        slots: list[int | None] = []
-        for key in keys:
-            slot = next((s for s in free if self._held[s] == key), None)
-            if slot is not None:
-                free.remove(slot)
-            slots.append(slot)
-        return [free.pop(0) if slot is None else slot for slot in slots]
+        return assign(self._held[:batch], keys)
 
     def place(self, slot: int, key: int, arrays: Mapping[str, driver.DeviceArray]) -> None:
         """Let `slot` hold `arrays` (batch axis of 1) under `key`; copies only what is new."""

@@ -8,11 +8,12 @@ device raises `DeviceLostError` from every call; then a new engine must be made.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels import driver
 from kernels.compiler import CompileError, NoCompilerError
@@ -20,7 +21,7 @@ from kernels.operation import Library
 from models.checkpoint import NETWORKS, Checkpoint
 from models.codes import Array
 from models.rates import MEL_BANDS
-from models.runtime.base import BaseEngine, Network, motion_reading
+from models.runtime.base import BaseEngine, Network, motion_readings, to_network
 from models.runtime.device_network import Device, DeviceNetwork, HostRunner
 from models.runtime.engine import EngineError, MotionReading, YuvPicture
 from models.runtime.engine_cache import open_engines
@@ -37,6 +38,8 @@ from models.runtime.gpu_frames import GpuFrameRenderer
 from models.runtime.kernel_compositor import KernelCompositor
 from models.runtime.yuv_reader import YuvReader
 
+#: Networks that run for many sessions at once through host memory.
+_OF_SESSIONS = ("audio", "motion")
 _log = logging.getLogger("visavis.tensorrt")
 
 
@@ -124,7 +127,7 @@ class TensorRTEngine(BaseEngine):
     def _start(self, open_kernels: Callable[[Device], Library]) -> None:
         """Record every graph; that runs everything once, so the engine is warm afterwards."""
         self._runners = {
-            n: HostRunner(self._networks[n], BATCH_SIZES if n == "audio" else (1,))
+            n: HostRunner(self._networks[n], BATCH_SIZES if n in _OF_SESSIONS else (1,))
             for n in NETWORKS
         }
         library = open_kernels(self._device)
@@ -153,9 +156,29 @@ class TensorRTEngine(BaseEngine):
         ]
         return np.concatenate(parts)
 
+    def motion_batch(self, faces: Sequence[NDArray[np.uint8]]) -> list[MotionReading]:
+        """See `Engine.motion_batch`; up to 16 crops go through E_mot together."""
+        return [
+            reading
+            for i in range(0, len(faces), MAX_BATCH)
+            for reading in self._read(faces[i : i + MAX_BATCH])
+        ]
+
+    def _read(self, faces: Sequence[NDArray[np.uint8]]) -> Iterable[MotionReading]:
+        crops_BCHW = np.concatenate([to_network(face_HWC) for face_HWC in faces])
+        return motion_readings(self._runners["motion"].run({"face": crops_BCHW}))
+
     def motion_yuv(self, picture: YuvPicture, transform: Array) -> MotionReading:
         """See `ReadsYuv.motion_yuv`; the crop is cut on the card."""
-        return motion_reading(self._yuv_reader.read(picture, transform))
+        return self.motion_yuv_batch([(picture, transform)])[0]
+
+    def motion_yuv_batch(self, crops: Sequence[tuple[YuvPicture, Array]]) -> list[MotionReading]:
+        """See `ReadsYuv.motion_yuv_batch`; up to 16 at once."""
+        return [
+            reading
+            for i in range(0, len(crops), MAX_BATCH)
+            for reading in motion_readings(self._yuv_reader.read(crops[i : i + MAX_BATCH]))
+        ]
 
     def frame_renderer(self) -> FrameRenderer:
         """See `models.runtime.frames.DrawsFrames`."""

@@ -1,12 +1,17 @@
-"""A webcam picture on the device: planes up, crop, E_mot, codes down; then one wait.
+"""Webcam pictures on the device: planes up, crops, E_mot, codes down; then one wait.
 
-The decoder's planes are copied into pinned memory once and go up as they are; `yuv_to_tensor`
-cuts, converts and normalises the tracker's crop straight into E_mot's input. What changes from
-picture to picture (size, colours, transform) is one row of a table in pinned memory, so a graph
-that is recorded when the engine is loaded serves every webcam. Belongs to the engine's thread.
+The decoders' planes are copied into pinned memory once and go up as they are, the pictures of
+all sessions that are due in one copy; `yuv_to_tensor` cuts, converts and normalises the trackers'
+crops straight into E_mot's input, all in one launch, and E_mot reads them as one batch. What
+changes from picture to picture (size, colours, transform) is a row of a table in pinned memory,
+so graphs that are recorded when the engine is loaded, one per batch size, serve every webcam.
+Belongs to the engine's thread.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,12 +19,14 @@ from kernels import driver, yuv_to_tensor
 from kernels.operation import Library
 from kernels.view import View
 from models.codes import Array
-from models.runtime.device_network import DeviceNetwork
+from models.runtime.device_network import DeviceNetwork, padded
 from models.runtime.engine import YuvPicture
+from models.runtime.flavour import BATCH_SIZES, MAX_BATCH
 
-#: Height and width of the pictures that there is memory for from the beginning.
+#: Height and width of the picture that there is memory for from the beginning.
 USUAL_SHAPE = (720, 1280)
 Shape = tuple[int, int]
+Crop = tuple[YuvPicture, Array]
 
 
 class YuvReader:
@@ -32,67 +39,83 @@ class YuvReader:
         self._library = library
         device = self._device = motion.device
         library.load("yuv_to_tensor")
-        self._row = device.context.pinned((1,), yuv_to_tensor.PICTURE)
-        self._table = device.zeros((1,), yuv_to_tensor.PICTURE)
+        # A row of zeros means no picture: its crop is black, and nothing is read for it.
+        self._rows = device.context.pinned((MAX_BATCH,), yuv_to_tensor.PICTURE)
+        self._rows.array[:] = np.zeros((), yuv_to_tensor.PICTURE)
+        self._table = device.zeros((MAX_BATCH,), yuv_to_tensor.PICTURE)
         self._motion = motion
         self._found = {
-            name: device.context.pinned((1, *spec.shape), spec.dtype)
+            name: device.context.pinned((MAX_BATCH, *spec.shape), spec.dtype)
             for name, spec in motion.program.outputs.items()
         }
         (face,) = motion.inputs.values()
-        self._crop = yuv_to_tensor.yuv_to_tensor(self._table, face.part(0))
+        self._crops = {
+            b: yuv_to_tensor.yuv_to_tensor(self._table.part(0, b), face.part(0, b))
+            for b in BATCH_SIZES
+        }
         self._staged, self._planes = self._room(_nbytes(USUAL_SHAPE))
-        # While it is recorded the work runs once, on a single black pixel.
-        dot = np.zeros((1, 1), np.uint8)
-        blank = YuvPicture(dot, dot, dot, "bt601", False, to_rgb=lambda: dot)
-        self._place(blank, np.eye(2, 3, dtype=np.float32))
-        self._graph = device.record(self._work)
+        self._graphs = {b: device.record(partial(self._work, b)) for b in BATCH_SIZES}
 
-    def read(self, picture: YuvPicture, transform: Array) -> dict[str, Array]:
-        """E_mot's outputs, float32 with a batch axis of 1; `transform` as in `ReadsYuv`.
+    def read(self, crops: Sequence[Crop]) -> dict[str, Array]:
+        """E_mot's outputs of 1 to `MAX_BATCH` crops, float32, by name and with a batch axis.
 
-        Memory grows when a picture is larger than any before; nothing else allocates on the device.
+        A crop is a picture and the transform of `ReadsYuv`. Memory grows when the pictures
+        together are larger than any before; nothing else allocates on the device.
 
         Raises:
-            ValueError: the transform maps everything to a line.
+            ValueError: too many crops, or a transform that maps everything to a line.
             EngineError, DeviceLostError: see `Device.guard`.
         """
+        count = len(crops)
+        if not 1 <= count <= MAX_BATCH:
+            raise ValueError(f"a batch has 1 to {MAX_BATCH} crops, got {count}")
         with self._device.guard():
-            self._place(picture, transform)
-            self._graph.launch(self._device.stream)
+            self._place(crops)
+            self._graphs[padded(count)].launch(self._device.stream)
             self._device.stream.synchronize()
-            return {name: found.array.astype(np.float32) for name, found in self._found.items()}
+            return {n: found.array[:count].astype(np.float32) for n, found in self._found.items()}
 
-    def _work(self) -> None:
-        """What the graph does."""
+    def _work(self, batch: int) -> None:
+        """What one graph does."""
         stream = self._device.stream
-        self._table.upload(self._row, stream)
-        self._library.run(self._crop, stream)
-        self._motion.enqueue(1)
+        self._table.upload(self._rows, stream)
+        self._library.run(self._crops[batch], stream)
+        self._motion.enqueue(batch)
         for name, found in self._found.items():
-            self._motion.outputs[name].download(found, stream)
+            self._motion.outputs[name].part(0, batch).download(found.array[:batch], stream)
 
-    def _place(self, picture: YuvPicture, transform: Array) -> None:
-        """Copy planes and row into pinned memory, and send the planes up."""
-        shape: Shape = picture.y.shape
-        nbytes = _nbytes(shape)
+    def _place(self, crops: Sequence[Crop]) -> None:
+        """Copy planes and rows into pinned memory, and send the planes up."""
+        nbytes = sum(_nbytes(picture.y.shape) for picture, _ in crops)
         if nbytes > self._planes.nbytes:
             # The stream is idle. What is there stays until there is more.
             staged, planes = self._room(nbytes)
             self._staged.free()
             self._planes.free()
             self._staged, self._planes = staged, planes
-        views = []
-        for at, plane in zip(_layout(shape), (picture.y, picture.u, picture.v), strict=True):
-            memory = self._staged.array[at : at + plane.size].reshape(plane.shape)
-            np.copyto(memory, plane)
-            strides = (plane.shape[1], 1)
-            views.append(View(self._planes.pointer + at, plane.shape, strides, plane.dtype))
-        y, u, v = views
-        self._row.array[0] = yuv_to_tensor.picture(
-            y, u, v, transform, matrix=picture.matrix, full_range=picture.full_range
-        )
+        rows, start = [], 0
+        for picture, transform in crops:
+            y, u, v = self._copy(picture, start)
+            rows.append(
+                yuv_to_tensor.picture(
+                    y, u, v, transform, matrix=picture.matrix, full_range=picture.full_range
+                )
+            )
+            start += _nbytes(picture.y.shape)
+        self._rows.array[: len(rows)] = np.array(rows, yuv_to_tensor.PICTURE)
+        self._rows.array[len(rows) :] = np.zeros((), yuv_to_tensor.PICTURE)
         self._planes.upload(self._staged.array[:nbytes], self._device.stream)
+
+    def _copy(self, picture: YuvPicture, start: int) -> list[View]:
+        """Put a picture's planes into pinned memory; where they will lie on the device."""
+        views = []
+        layout = _layout(picture.y.shape)
+        for at, plane in zip(layout, (picture.y, picture.u, picture.v), strict=True):
+            memory = self._staged.array[start + at : start + at + plane.size]
+            np.copyto(memory.reshape(plane.shape), plane)
+            pointer, strides = self._planes.pointer + start + at, (plane.shape[1], 1)
+            views.append(View(pointer, plane.shape, strides, plane.dtype))
+        return views
 
     def _room(self, nbytes: int) -> tuple[driver.PinnedArray, driver.DeviceArray]:
         """Memory for planes, pinned and on the device."""

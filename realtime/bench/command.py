@@ -66,6 +66,9 @@ def bench(
         bool, typer.Option("--against-stock", help="Alternate with a server on stock aiortc.")
     ] = False,
     rounds: Annotated[int, typer.Option(help="Turns of each, when two alternate.", min=1)] = 2,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Let Chromium converse too; report what it measures.")
+    ] = False,
     engine_only: Annotated[
         bool, typer.Option("--engine-only", help="Only the networks, without a network.")
     ] = False,
@@ -101,7 +104,7 @@ def bench(
             BenchOptions(
                 url=url, audio=audio, video=video, seconds=seconds, sessions=sessions,
                 portrait=portrait, size=size, impairment=impairment, seed=seed,
-                against_stock=against_stock, rounds=rounds, trace=trace,
+                against_stock=against_stock, rounds=rounds, browser=browser, trace=trace,
                 serve_args=("--engine", engine),
             )
         )  # fmt: skip

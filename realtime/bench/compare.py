@@ -132,7 +132,7 @@ def _count(figure: Figure, a: Arm, b: Arm) -> Row:
     """Plain figures; their noise is known only from several sessions or rounds."""
     one, other = middle(a, figure.field), middle(b, figure.field)
     ratio = _ratio(one, other) if one is not None and other is not None else None
-    raw = [[float(getattr(s, figure.field)) for s in arm.sessions] for arm in (a, b)]
+    raw = [[float(getattr(s, figure.field) or 0.0) for s in arm.sessions] for arm in (a, b)]
     if one is None or other is None or min(map(len, raw)) < MIN_BLOCKS:
         return Row(figure.title, figure.unit, one, other, ratio, None, "cannot be told")
     error = math.sqrt(sum(float(np.var(v, ddof=1)) / len(v) for v in raw))

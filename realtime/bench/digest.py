@@ -17,6 +17,8 @@ class TraceDigest:
         """RMS of each frame's own sound."""
         self.moments: Counter[str] = Counter()
         """How often each kind of event happened, ticks aside."""
+        self.receiver: dict[str, list[tuple[float, float]]] = {}
+        """What the receiver reported of itself: (s of the server's clock, value) by name."""
         self._begun: dict[tuple[str, str, int], float] = {}
 
     def add(self, events: Iterable[Mapping[str, Any]]) -> None:
@@ -37,6 +39,9 @@ class TraceDigest:
                     self.levels[int(args["frame"])] = float(args["level"])
                 case "i":
                     self.moments[name] += 1
+                case "C" if event["cat"] == "receiver":
+                    for figure, value in event["args"].items():
+                        self.receiver.setdefault(figure, []).append((ts / 1e6, float(value)))
 
     def _span(self, name: str, begin_us: float, end_us: float) -> None:
         self.spans.setdefault(name, []).append((begin_us / 1e6, (end_us - begin_us) / 1000))

@@ -27,10 +27,13 @@ class Figure:
 #: Distributions; all have p50, p95, p99 and, but for the first, a series of raw values.
 SPREADS = (
     Figure("added_ms", "Added, mouth to picture", "said to seen, without the algorithmic part"),
+    Figure("beyond_ms", "Added beyond the path", "the same without its packets' time under way"),
     Figure("picture_ms", "Mouth to picture", "a frame's first sound said, its picture decoded"),
     Figure("voice_ms", "Voice and back", "said to heard again, by correlation"),
     Figure("mouth_ms", "Speech to mouth", "speech after silence until the mouth's pixels move"),
     Figure("server_added_ms", "Added by the server", "mic packet in, avatar packet out; its spans"),
+    Figure("up_path_ms", "Path to the server", "a frame's last voice packet under way"),
+    Figure("down_path_ms", "Path to the client", "a frame's last picture packet under way"),
     Figure("interval_ms", "Between pictures", "40 ms is steady"),
     Figure("skew_ms", "Picture after voice", "on arrival, by content", better="zero"),
     Figure("report_skew_ms", "Lip-sync by reports", "what an aligning player keeps", better="zero"),
@@ -47,6 +50,25 @@ COUNTS = (
     Figure("dropped", "Dropped frames", "drawn, not encoded", "", "lower"),
     Figure("concealed_ms", "Voice concealed", "invented for lost packets", "ms", "lower"),
     Figure("filled_ms", "Voice missing", "silence, because nothing came in time", "ms", "lower"),
+    Figure("skew_drift_ms_per_hour", "Skew drifts", "of picture after voice", "ms/h", "zero"),
+)
+
+#: What a browser reports of itself, see `realtime.protocol.ClientStats`.
+RECEIVED = (
+    Figure("glass_ms", "Captured to shown", "by sender reports; each second's 95th percentile"),
+    Figure("present_ms", "Received to shown", "last packet to screen; likewise"),
+    Figure("jitter_buffer_ms", "Pictures wait", "in the jitter buffer, mean of a second"),
+    Figure("voice_buffer_ms", "Voice waits", "in the jitter buffer, mean of a second"),
+    Figure("decode_ms", "Decoding", "of one picture, mean of a second"),
+    Figure("av_skew_ms", "Picture after voice", "as played", better="zero"),
+    Figure("rtt_ms", "Round trip", "by STUN"),
+    Figure("jitter_ms", "Jitter", "of arriving pictures (RFC 3550)"),
+    Figure("fps", "Pictures shown", "a second", "fps", "higher"),
+)
+RECEIVED_SUMS = (
+    Figure("freeze_ms", "Frozen", "in all"),
+    Figure("frames_dropped", "Pictures dropped", "decoded, not shown", ""),
+    Figure("packets_lost", "Packets lost", "voice and picture", ""),
 )
 
 
@@ -69,8 +91,9 @@ def pooled(arm: Arm, field: str) -> Percentiles | None:
 
 
 def middle(arm: Arm, field: str) -> float | None:
-    """Median over the sessions of a plain figure."""
-    numbers = [float(getattr(session, field)) for session in arm.sessions]
+    """Median over the sessions of a plain figure; None where none knows it."""
+    known = [getattr(session, field) for session in arm.sessions]
+    numbers = [float(value) for value in known if value is not None]
     return float(np.median(numbers)) if numbers else None
 
 

@@ -7,12 +7,28 @@ from html import escape
 
 import numpy as np
 
-from realtime.bench.figures import COUNTS, SPREADS, middle, pooled, stage_percentiles, values
-from realtime.bench.schema import Arm, Percentiles, Report, Series
+from realtime.bench.figures import (
+    COUNTS,
+    RECEIVED,
+    RECEIVED_SUMS,
+    SPREADS,
+    middle,
+    pooled,
+    stage_percentiles,
+    values,
+)
+from realtime.bench.schema import Arm, BrowserResult, Percentiles, Report, Series
 from realtime.bench.style import STYLE
 from realtime.bench.svg import Bar, Curve, bars, cumulative, over_time
 
-TILES = (("added_ms", "p95"), ("mouth_ms", "p50"), ("report_skew_ms", "p50"))
+TILES = (
+    ("added_ms", "p95"), ("beyond_ms", "p95"), ("mouth_ms", "p50"), ("report_skew_ms", "p50"),
+)  # fmt: skip
+
+PATH_UNITS = {
+    "loss": "%", "delay": "ms", "jitter": "ms", "reorder": "%", "duplicate": "%", "rate": "kbit/s",
+    "from_s": "s", "to_s": "s",
+}  # fmt: skip
 
 
 def html_report(report: Report) -> str:
@@ -35,8 +51,11 @@ def _sections(report: Report) -> Iterator[str]:
     yield f'<div class="tiles">{"".join(_tiles(report))}</div>'
     yield f'<h2>Over time and in share</h2><div class="plots">{"".join(_plots(report))}</div>'
     if any(session.phases for arm in report.arms for session in arm.sessions):
-        yield f"<h2>Before and after the impairment</h2>{_phases(report)}"
+        yield f"<h2>Before and after</h2>{_phases(report)}"
     yield f"<h2>All figures</h2>{_figures(report)}"
+    for arm in report.arms:
+        if arm.browser is not None:
+            yield f"<h2>In a browser{_of(arm, report)}</h2>{_browser(arm.browser)}"
     yield f"<h2>Traffic of the client</h2>{_traffic(report)}"
     notices = [
         f"{arm.name}: {notice}" for arm in report.arms for s in arm.sessions for notice in s.notices
@@ -58,13 +77,18 @@ def _summary(report: Report) -> str:
 
 def _path(report: Report) -> str:
     impairment = report.settings.get("impairment") or {}
-    return ", ".join(f"{name} {value:g}" for name, value in impairment.items())
+    return ", ".join(
+        f"{name.removesuffix('_s')} {value:g} {PATH_UNITS.get(name, '')}".strip()
+        for name, value in impairment.items()
+    )
 
 
 def _tiles(report: Report) -> Iterator[str]:
     titles = {figure.field: figure for figure in SPREADS}
     for field, name in TILES:
         found = [pooled(arm, field) for arm in report.arms]
+        if field == "beyond_ms" and not any(found):
+            continue
         texts = ["none" if f is None else f"{getattr(f, name):.1f} ms" for f in found]
         yield _tile(texts, f"{titles[field].title}, {name}")
     firsts = [middle(arm, "first_frame_ms") for arm in report.arms]
@@ -92,8 +116,8 @@ def _plots(report: Report) -> Iterator[str]:
             title, "ms, median and range over time", over_time(curves, "ms", title, shades)
         )
     for field, title in (
-        ("added_ms", "Added, mouth to picture"), ("voice_ms", "Voice and back"),
-        ("interval_ms", "Between pictures"),
+        ("added_ms", "Added, mouth to picture"), ("beyond_ms", "Added beyond the path"),
+        ("voice_ms", "Voice and back"), ("interval_ms", "Between pictures"),
     ):  # fmt: skip
         raw = [(k, np.array(values(arm.sessions, field))) for k, arm in enumerate(report.arms)]
         curves = [Curve(report.arms[k].name, np.zeros(0), v, k % 3) for k, v in raw]
@@ -175,8 +199,9 @@ def _figures(report: Report) -> str:
         cells = []
         for arm in report.arms:
             value = middle(arm, plain.field)
-            cells += ["" if value is None else f"{value:g} {plain.unit}".strip(), "", ""]
-        rows.append((plain.title, plain.hint, cells))
+            cells += ["" if value is None else _plain(value, plain.unit), "", ""]
+        if any(cells):
+            rows.append((plain.title, plain.hint, cells))
     heads = [
         f"{arm.name} {name}" if len(report.arms) > 1 else name
         for arm in report.arms
@@ -196,6 +221,39 @@ def _phases(report: Report) -> str:
         for phase in arm.sessions[0].phases
     ]
     return _table(["picture p50", "p95", "voice p50", "p95", "skew p50"], rows)
+
+
+def _of(arm: Arm, report: Report) -> str:
+    return f": {escape(arm.name)}" if len(report.arms) > 1 else ""
+
+
+def _browser(browser: BrowserResult) -> str:
+    """What a browser measured of its own conversation: plots, then all figures."""
+    plots = [
+        _figure(
+            figure.title, figure.hint,
+            over_time([_curve("", found, 0)], figure.unit, figure.title),
+        )
+        for figure in RECEIVED[:6]
+        if (found := browser.series.get(figure.field)) is not None
+    ]  # fmt: skip
+    rows = [
+        ("Click to first picture", "microphone included",
+         [f"{browser.first_picture_ms:.0f} ms", "", ""])
+    ]  # fmt: skip
+    for figure in RECEIVED:
+        if (spread := browser.figures.get(figure.field)) is not None:
+            numbers = (spread.p50, spread.p95, spread.p99)
+            cells = [f"{number:.1f} {figure.unit}" for number in numbers]
+            rows.append((figure.title, figure.hint, cells))
+    for figure in RECEIVED_SUMS:
+        cell = _plain(round(browser.sums.get(figure.field, 0.0), 1), figure.unit)
+        rows.append((figure.title, figure.hint, [cell, "", ""]))
+    told = f"{browser.name}, {browser.reports} reports of a second, on a path as it is"
+    return (
+        f'<p class="soft">{escape(told)}</p><div class="plots">{"".join(plots)}</div>'
+        f'<div class="gap">{_table(["p50", "p95", "p99"], rows)}</div>'
+    )
 
 
 def _traffic(report: Report) -> str:
@@ -221,6 +279,12 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, str, list[str]]]) -> 
         f'<div class="card wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _plain(value: float, unit: str) -> str:
+    if unit == "ms" and value >= 10_000:
+        value, unit = round(value / 1000, 1), "s"
+    return f"{value:g} {unit}".strip()
 
 
 def _cells(found: Percentiles | None) -> list[str]:

@@ -107,32 +107,35 @@ class Link(Generic[T]):
         self._serial = 0
         self._heap: list[tuple[float, int, T]] = []
 
-    def push(self, item: T, size: int, now: float, in_force: bool = True) -> None:
-        """A datagram of `size` bytes enters at `now` (seconds, never backwards)."""
+    def push(self, item: T, size: int, now: float, in_force: bool = True) -> float | None:
+        """A datagram of `size` bytes enters at `now` (seconds, never backwards).
+
+        Returns when it arrives, its double aside; None when it never does.
+        """
         self.count.packets += 1
         self.count.bytes += size
         draws = [self._random.random() for _ in range(5)]
         if not in_force:
             self._bad = False
-            self._deliver(item, now, keeps_order=True)
-            return
+            return self._deliver(item, now, keeps_order=True)
         if self._is_lost(draws[0]):
             self.count.lost += 1
-            return
+            return None
         through = self._through_bottleneck(size, now)
         if through is None or len(self._heap) >= MAX_DATAGRAMS:
             self.count.overflowed += 1
-            return
+            return None
         options = self._impairment
         arrives = through + (options.delay + options.jitter * draws[1]) / 1000
         if draws[2] * 100 < options.reorder:
             self.count.reordered += 1
-            self._deliver(item, arrives + REORDER_S, keeps_order=False)
+            came = self._deliver(item, arrives + REORDER_S, keeps_order=False)
         else:
-            self._deliver(item, arrives, keeps_order=True)
+            came = self._deliver(item, arrives, keeps_order=True)
         if draws[3] * 100 < options.duplicate:
             self.count.duplicated += 1
             self._deliver(item, arrives + REORDER_S * draws[4], keeps_order=False)
+        return came
 
     def pop(self, now: float) -> list[T]:
         """Everything that has arrived by `now`, in the order of arrival."""
@@ -165,8 +168,9 @@ class Link(Generic[T]):
         self._busy_until = start + size * 8 / (self._impairment.rate * 1000)
         return self._busy_until
 
-    def _deliver(self, item: T, at: float, *, keeps_order: bool) -> None:
+    def _deliver(self, item: T, at: float, *, keeps_order: bool) -> float:
         if keeps_order:
             at = self._latest = max(at, self._latest)
         self._serial += 1
         heapq.heappush(self._heap, (at, self._serial, item))
+        return at

@@ -23,7 +23,7 @@ from realtime.bench.align import (
 )
 from realtime.bench.client import CHUNK, Record
 from realtime.bench.errors import BenchError
-from realtime.bench.impair import LinkCount
+from realtime.bench.impair import Impairment, LinkCount
 from realtime.bench.schema import (
     PathCount,
     Phase,
@@ -33,11 +33,14 @@ from realtime.bench.schema import (
     series,
     slope_per_hour,
 )
+from realtime.rtc.opus import OpusEncoder
 
 FREEZE_MS = 200.0
 #: The first second belongs to connecting and key frames.
 WARM_S = 1.0
 AFTER_S = 60.0
+#: A run of this length is long enough for its begin and end to be compared.
+LONG_S = 600.0
 
 
 @dataclass(slots=True)
@@ -138,10 +141,52 @@ def _latencies(result: SessionResult, record: Record) -> tuple[Timed, Timed, Tim
     counts = spoken.counts(said)
     chosen, index, begun = chosen[counts], index[counts], spoken.at(said[counts])
     at = np.array([record.seen[k].at for k in chosen]) - record.speech_at
+    if result.algorithmic_ms:
+        _add_path(result, record, chosen, Timed(begun, (at - begun) * 1000), said[counts])
     skew = _skew(record, heard, index, at)
     # Reports cannot be judged by themselves.
     report = _report_skew(record, chosen, index) if result.picture_by == "stamp" else nothing
     return Timed(begun, (at - begun) * 1000), voice, Timed(begun, skew), report
+
+
+def _add_path(
+    result: SessionResult, record: Record, chosen: Ints, picture: Timed, said: Floats
+) -> None:
+    """What an impaired path took of each frame, and what was added beyond it.
+
+    A frame waits for the packet with the last sample that it needs, and is there with its own
+    last packet. One that was lost was under way for no time of its own: it counts as its
+    direction's median, and what its replacement cost stays in what was added.
+    """
+    path = record.path
+    if path is None or not path.impairment.active:
+        return
+    voice = path.up_log.stepping(CHUNK).took
+    if not len(voice):
+        return
+    # The first packet holds what was said first, later by the encoder's delay.
+    last_needed = said + result.algorithmic_ms * WIRE_RATE_HZ / 1000 - 1 + _encoder_delay()
+    packet = (last_needed // CHUNK).astype(np.int64)
+    up = np.where(packet < len(voice), voice[np.minimum(packet, len(voice) - 1)], np.nan)
+    stamps = [record.seen[k].pts & 0xFFFFFFFF for k in chosen]
+    last = path.down_log.carrying(stamps).last()
+    down = np.array([last.get(stamp, np.nan) for stamp in stamps])
+    took = NOTHING
+    for name, ms in (("up_path_ms", up * 1000), ("down_path_ms", down * 1000)):
+        known = ~np.isnan(ms)
+        if not known.any():
+            return
+        _add(result, name, Timed(picture.t_s[known], ms[known]))
+        filled = np.where(known, ms, np.median(ms[known]))
+        took = filled if took is NOTHING else took + filled
+    beyond = picture.values - result.algorithmic_ms - took
+    _add(result, "beyond_ms", Timed(picture.t_s, beyond))
+
+
+def _encoder_delay() -> int:
+    """Samples by which a voice packet is stamped earlier than it was said."""
+    ((_, timestamp),) = OpusEncoder().encode(np.zeros(CHUNK, np.int16), 0)
+    return -timestamp
 
 
 def _heard_line(record: Record) -> HeardLine | None:
@@ -227,22 +272,29 @@ def _add_mouth(result: SessionResult, record: Record) -> None:
 
 
 def _phases(record: Record, picture: Timed, voice: Timed, skew: Timed) -> list[Phase]:
-    impairment, end = record.plan.impairment, record.plan.seconds
-    if impairment.to_s is None or not impairment.active:
-        return []
-    begin, stop = impairment.from_s, min(impairment.to_s, end)
-    after = AFTER_S if end > stop + AFTER_S + 5 else max(1.0, (end - stop) / 2)
-    stretches = [
-        ("before", WARM_S, begin),
-        ("impaired", begin, stop),
-        ("recovering", stop, min(stop + after, end)),
-        (f"{after:.0f} s after", min(stop + after, end), end),
-    ]
+    stretches = _stretches(record.plan.impairment, record.plan.seconds)
     kinds = {"picture_ms": picture, "voice_ms": voice, "skew_ms": skew}
     return [
         Phase(name, low, high, **{k: percentiles(v.between(low, high)) for k, v in kinds.items()})
         for name, low, high in stretches
         if high > low
+    ]
+
+
+def _stretches(impairment: Impairment, end: float) -> list[tuple[str, float, float]]:
+    """Name, begin and end of what is to be compared: around a passing impairment, else the
+    first and the last quarter of a long run."""
+    if impairment.to_s is None or not impairment.active:
+        quarter = end / 4
+        quarters = [("first quarter", WARM_S, quarter), ("last quarter", end - quarter, end)]
+        return quarters if end >= LONG_S else []
+    begin, stop = impairment.from_s, min(impairment.to_s, end)
+    after = AFTER_S if end > stop + AFTER_S + 5 else max(1.0, (end - stop) / 2)
+    return [
+        ("before", WARM_S, begin),
+        ("impaired", begin, stop),
+        ("recovering", stop, min(stop + after, end)),
+        (f"{after:.0f} s after", min(stop + after, end), end),
     ]
 
 

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, cast
 
 from realtime.bench.impair import Impairment, Link
+from realtime.bench.transit import TransitLog
 
 Address = tuple[Any, ...]
 Datagram = tuple[bytes, Address | None]
@@ -32,6 +33,8 @@ class UdpPath:
         self.down: Link[tuple[Callable[[Datagram], None], Datagram]] = Link(
             impairment, 2 * seed + 1
         )
+        self.up_log, self.down_log = TransitLog(), TransitLog()
+        """How long each media packet was under way."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._closed = False
 
@@ -56,7 +59,9 @@ class UdpPath:
         now = asyncio.get_running_loop().time()
         since = None if self.began is None else now - self.began
         in_force = self.impairment.active and self.impairment.in_force(since)
-        link.push((deliver, datagram), len(datagram[0]), now, in_force)
+        arrives = link.push((deliver, datagram), len(datagram[0]), now, in_force)
+        log = self.up_log if link is self.up else self.down_log
+        log.note(datagram[0], now, arrives)
         self._flush(link)
 
     def _flush(self, link: Link[tuple[Callable[[Datagram], None], Datagram]]) -> None:

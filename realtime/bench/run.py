@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from models.rates import FRAME_S
+from realtime.bench.browser import browse
 from realtime.bench.client import Plan, Record, run_clients
 from realtime.bench.errors import BenchError
 from realtime.bench.impair import Impairment
@@ -23,11 +20,9 @@ from realtime.bench.measure import evaluate
 from realtime.bench.media import load_pictures, load_voice
 from realtime.bench.path import PathLoop
 from realtime.bench.schema import SCHEMA_VERSION, Arm, Report, Series, ServerUse
+from realtime.bench.site import machine, warnings
 from realtime.bench.web import ServerWatch, first_portrait, own_server, server_facts
 
-PACKAGES = ("visavis", "aiortc", "av", "numpy", "openvino", "tensorrt")
-#: Load per core above which somebody else is at work.
-BUSY_LOAD = 0.3
 OURS, STOCK = "visavis", "stock"
 
 
@@ -47,6 +42,8 @@ class BenchOptions:
     against_stock: bool = False
     rounds: int = 2
     """Turns of each server when two are compared; they alternate."""
+    browser: bool = False
+    """Let a Chromium converse too, after the clients."""
     trace: Path | None = None
     """Write the first session's trace there."""
     serve_args: tuple[str, ...] = ()
@@ -68,7 +65,7 @@ def run_bench(options: BenchOptions) -> Report:
         machine=facts,
         settings=_settings(options),
         arms=arms,
-        warnings=_warnings(facts),
+        warnings=warnings(facts),
     )
 
 
@@ -121,6 +118,12 @@ def _measure(options: BenchOptions, plans: list[Plan], urls: dict[str, str]) -> 
             arm.rounds += 1
             if options.trace is not None and turn == 0 and name == OURS:
                 _write_trace(records[0], options.trace)
+    if options.browser:
+        for name, url in urls.items():
+            portrait = options.portrait or first_portrait(url)
+            arms[name].browser = browse(
+                url, plans[0].voice, options.seconds, portrait, options.size
+            )
     return list(arms.values())
 
 
@@ -157,54 +160,7 @@ def _settings(options: BenchOptions) -> dict[str, Any]:
         "audio": options.audio.name if options.audio else "speech-like",
         "video": options.video.name if options.video else "none",
         "impairment": options.impairment.describe(),
+        "browser": "afterwards, on a path as it is" if options.browser else "none",
         "seed": options.seed,
         "server": "given" if options.url else " ".join(options.serve_args),
     }
-
-
-def machine() -> dict[str, str]:
-    """Where this was measured: hardware, versions, commit."""
-    usable = hasattr(os, "sched_getaffinity")
-    found = {
-        "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if usable else os.cpu_count()),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "commit": _commit(),
-    }
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    if hasattr(os, "getloadavg"):
-        found["load_before"] = f"{os.getloadavg()[0]:.2f}"
-    return found
-
-
-def _warnings(facts: dict[str, str]) -> list[str]:
-    load = float(facts.get("load_before", 0))
-    if load <= BUSY_LOAD * int(facts["cores"]):
-        return []
-    return [
-        f"The machine was busy with other work when this began (load {load:g} on "
-        f"{facts['cores']} cores): these figures say little."
-    ]
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parent.parent.parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True,
-            timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()

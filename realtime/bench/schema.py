@@ -80,6 +80,13 @@ class SessionResult(msgspec.Struct):
     """`stamp` (number in the pixels, place by loudness) or `reports` (RTCP sender reports)."""
     added_ms: Percentiles | None = None
     """`picture_ms` without the algorithmic part."""
+    beyond_ms: Percentiles | None = None
+    """`added_ms` without what an impaired path itself took of each frame, see `up_path_ms`."""
+    up_path_ms: Percentiles | None = None
+    """How long the packet with the last sound that a frame needs was under way; None on a path
+    that is left as it is. Lost packets do not count."""
+    down_path_ms: Percentiles | None = None
+    """The same of a frame's last video packet."""
     voice_ms: Percentiles | None = None
     """From saying a sample until it is decoded again, by correlation."""
     mouth_ms: Percentiles | None = None
@@ -120,6 +127,20 @@ class ServerUse(msgspec.Struct, frozen=True):
     """Least squares without the first quarter; None for less than a minute."""
 
 
+class BrowserResult(msgspec.Struct):
+    """What a browser measured of a conversation of its own, in reports of about a second."""
+
+    name: str
+    first_picture_ms: float
+    """From the click on Start, microphone included, until a picture is shown."""
+    reports: int = 0
+    figures: dict[str, Percentiles] = {}
+    """Over the reports, by the names of `realtime.protocol.ClientStats`."""
+    sums: dict[str, float] = {}
+    """Counted over the whole conversation."""
+    series: dict[str, Series] = {}
+
+
 class Arm(msgspec.Struct):
     """One kind of server that was measured."""
 
@@ -127,6 +148,8 @@ class Arm(msgspec.Struct):
     sessions: list[SessionResult]
     server: ServerUse
     rounds: int = 1
+    browser: BrowserResult | None = None
+    """With --browser, after the clients."""
 
 
 class Report(msgspec.Struct):

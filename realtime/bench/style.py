@@ -27,7 +27,7 @@ figure { margin: 0; } figcaption { font-weight: 600; } figcaption small { color:
   font-weight: 400; }
 svg { display: block; width: 100%; height: auto; margin-top: 8px;
   font: 14px system-ui, sans-serif; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } .gap { margin-top: 12px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px 5px 0; border-bottom: 1px solid var(--rule); text-align: right;
   white-space: nowrap; }

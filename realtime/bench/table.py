@@ -6,8 +6,16 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from realtime.bench.figures import COUNTS, SPREADS, middle, pooled, stage_percentiles
-from realtime.bench.schema import Arm, Percentiles, Report
+from realtime.bench.figures import (
+    COUNTS,
+    RECEIVED,
+    RECEIVED_SUMS,
+    SPREADS,
+    middle,
+    pooled,
+    stage_percentiles,
+)
+from realtime.bench.schema import Arm, BrowserResult, Percentiles, Report
 
 
 def tables(report: Report) -> Iterator[Table]:
@@ -24,7 +32,8 @@ def tables(report: Report) -> Iterator[Table]:
             value = middle(arm, figure.field)
             cells += ["" if value is None else f"{value:g}", "", ""]
         unit = f", {figure.unit}" if figure.unit not in ("", "ms") else ""
-        table.add_row(figure.title.lower() + unit, *cells)
+        if any(cells):
+            table.add_row(figure.title.lower() + unit, *cells)
     table.add_section()
     for figure in SPREADS:
         found = [pooled(arm, figure.field) for arm in report.arms]
@@ -38,6 +47,8 @@ def tables(report: Report) -> Iterator[Table]:
     for arm in report.arms:
         if any(session.phases for session in arm.sessions):
             yield phase_table(arm)
+        if arm.browser is not None:
+            yield browser_table(arm.name, arm.browser)
 
 
 def phase_table(arm: Arm) -> Table:
@@ -50,6 +61,22 @@ def phase_table(arm: Arm) -> Table:
             phase.name, f"{phase.from_s:g} s", f"{phase.to_s:g} s",
             *_pair(phase.picture_ms), *_pair(phase.voice_ms), *_pair(phase.skew_ms)[:1],
         )  # fmt: skip
+    return table
+
+
+def browser_table(arm: str, browser: BrowserResult) -> Table:
+    """What a browser measured of its own conversation."""
+    table = Table(title=f"{arm}: measured by {browser.name}", title_justify="left")
+    for column in ("ms where nothing is said", "p50", "p95", "p99"):
+        table.add_column(column, justify="right" if column.startswith("p") else "left")
+    table.add_row("start to first picture shown", f"{browser.first_picture_ms:.0f}", "", "")
+    for figure in RECEIVED:
+        if figure.field in browser.figures:
+            unit = f", {figure.unit}" if figure.unit != "ms" else ""
+            cells = _cells([browser.figures[figure.field]])
+            table.add_row(f"{figure.title.lower()}{unit}", *cells)
+    for figure in RECEIVED_SUMS:
+        table.add_row(figure.title.lower(), f"{browser.sums.get(figure.field, 0):.0f}", "", "")
     return table
 
 

@@ -7,9 +7,10 @@ dropped here, so nothing downstream knows about packets.
 
 * In-order packets pass at once: no prefetch, no playout delay (a stock aiortc receiver
   adds 80 ms here).
-* A sequence gap holds what follows for `hold_s`, then the gap is filled by exactly
-  the number of samples that the RTP timestamps say are missing: from the copy that the
-  next packet carries, if it does (forward error correction), else by concealment.
+* A sequence gap holds what follows for a moment (`reorder`: less where packets are lost, more
+  where they are swapped), then the gap is filled by exactly the number of samples that the RTP
+  timestamps say are missing: from the copy that the next packet carries, if it does (forward
+  error correction; then at once), else by concealment.
 * When nothing comes for `starve_s` (muted sender, DTX, dead network) silence is filled
   at real-time pace, so the session clock never stops; audio that then arrives for a
   time already filled is dropped. So latency after a loss equals latency before it.
@@ -31,12 +32,16 @@ from numpy.typing import NDArray
 
 from models.rates import WIRE_RATE_HZ
 from realtime.rtc.conceal import Concealer
+from realtime.rtc.reorder import ReorderHold
 from realtime.rtc.sequence import Unwrapper
 
 Pcm = NDArray[np.int16]
 Decode = Callable[[bytes], Pcm]
 #: Payload and samples -> what was lost just before the payload, if it carries a copy.
 Recover = Callable[[bytes, int], Pcm | None]
+
+#: Payload -> whether it carries a copy of what was before it.
+HasCopy = Callable[[bytes], bool]
 
 MAX_GAP_SAMPLES = WIRE_RATE_HZ
 MAX_HELD_PACKETS = 64
@@ -96,6 +101,8 @@ class AudioReceiveStats:
     """Lost, but copied in the packet after."""
     concealed_samples: int = 0
     filled_samples: int = 0
+    waited_samples: int = 0
+    """Silence before the first packet: nobody spoke yet, so nothing is missing."""
     shortened_samples: int = 0
     """Left out of pauses, because the line was ahead of real time."""
     rebases: int = 0
@@ -125,11 +132,13 @@ class AudioReceiveBuffer:
         starve_s: float = 0.060,
         rebase_s: float = 0.300,
         recover: Recover = lambda payload, samples: None,
+        has_copy: HasCopy = lambda payload: False,
     ) -> None:
         self.stats = AudioReceiveStats()
         self._decode = decode
         self._recover = recover
-        self._hold_s = hold_s
+        self._has_copy = has_copy
+        self._hold = ReorderHold(hold_s)
         self._starve_s = starve_s
         self._rebase_s = rebase_s
         self._conceal = Concealer()
@@ -138,6 +147,7 @@ class AudioReceiveBuffer:
         self._held: dict[int, _Held] = {}
         self._next: int | None = None
         self._gap_since: float | None = None
+        self._skipped: dict[int, float] = {}
         self._write = 0
         self._offset: int | None = None
         self._late_since: float | None = None
@@ -156,6 +166,11 @@ class AudioReceiveBuffer:
     def rtp_offset(self) -> int | None:
         """Capture index minus unwrapped RTP timestamp, now; None before a packet."""
         return self._offset
+
+    @property
+    def hold_s(self) -> float:
+        """How long a missing packet is waited for now."""
+        return self._hold.seconds
 
     @property
     def depth(self) -> int:
@@ -178,14 +193,26 @@ class AudioReceiveBuffer:
             self._next = seq
         if seq < self._next:
             self.stats.late_packets += 1
+            if (since := self._skipped.pop(seq, None)) is not None:
+                self._hold.on_late(now - since)
             return
         if seq in self._held:
             self.stats.duplicate_packets += 1
             return
         if self._held and seq < max(self._held):
             self.stats.reordered_packets += 1
+            self._hold.on_late(now - (self._gap_since or now))
         self._held[seq] = _Held(self._timestamp.unwrap(timestamp), payload, now)
         self._release()
+
+    def recover_packet(self, sequence: int, timestamp: int, payload: bytes, now: float) -> None:
+        """Take a packet again out of a later one; of use only if it has not come itself."""
+        if self._next is None:
+            return
+        seq = self._sequence.unwrap(sequence)
+        if seq >= self._next and seq not in self._held:
+            self.stats.recovered_samples += opus_samples(payload)
+            self.push(sequence, timestamp, payload, now)
 
     def reset_stream(self) -> None:
         """The sender changed (new SSRC): what it numbers has nothing to do with the past."""
@@ -193,7 +220,7 @@ class AudioReceiveBuffer:
 
     def poll(self, now: float) -> list[AudioBlock]:
         """Return the blocks that are due at `now`, in order."""
-        while self._gap_since is not None and now >= self._gap_since + self._hold_s - 1e-9:
+        while self._gap_since is not None and now >= self._gap_since + self.hold_s - 1e-9:
             self._skip_gap()
         self._fill(now)
         ready, self._ready = self._ready, []
@@ -203,7 +230,7 @@ class AudioReceiveBuffer:
         """When `poll` must be called even if no packet comes; None before any start."""
         due: list[float] = []
         if self._gap_since is not None:
-            due.append(self._gap_since + self._hold_s)
+            due.append(self._gap_since + self.hold_s)
         if self._anchor is not None:
             at, index = self._anchor
             filled = (self._write - index + 2 * FILL_SAMPLES) / WIRE_RATE_HZ
@@ -214,6 +241,7 @@ class AudioReceiveBuffer:
         self._sequence.reset()
         self._timestamp.reset()
         self._held.clear()
+        self._skipped.clear()
         self._next = None
         self._gap_since = None
         self._offset = None
@@ -241,13 +269,24 @@ class AudioReceiveBuffer:
             return
         self.stats.held_max = max(self.stats.held_max, len(self._held))
         self._gap_since = min(held.arrival_s for held in self._held.values())
-        if len(self._held) > MAX_HELD_PACKETS:
+        if len(self._held) > MAX_HELD_PACKETS or self._is_copied():
             self._skip_gap()
+
+    def _is_copied(self) -> bool:
+        """Whether the packet after the gap carries all of it, so that waiting gains nothing."""
+        after = self._held.get((self._next or 0) + 1)
+        return after is not None and not self._hold.swaps and self._has_copy(after.payload)
 
     def _skip_gap(self) -> None:
         assert self._next is not None
         first = min(self._held)
         self.stats.lost_packets += first - self._next
+        if self._gap_since is not None:
+            self._hold.on_gap_given_up()
+            for seq in range(max(self._next, first - MAX_HELD_PACKETS), first):
+                self._skipped[seq] = self._gap_since
+            while len(self._skipped) > MAX_HELD_PACKETS:
+                del self._skipped[next(iter(self._skipped))]
         self._next = first
         self._gap_since = None
         self._release()
@@ -338,7 +377,10 @@ class AudioReceiveBuffer:
             blocks = MAX_GAP_SAMPLES // FILL_SAMPLES
         for _ in range(blocks):
             self._emit(self._conceal.conceal(FILL_SAMPLES), True, now)
-            self.stats.filled_samples += FILL_SAMPLES
+            if self.stats.packets:
+                self.stats.filled_samples += FILL_SAMPLES
+            else:
+                self.stats.waited_samples += FILL_SAMPLES
 
     def _emit(self, pcm: Pcm, concealed: bool, arrival_s: float) -> None:
         self._ready.append(AudioBlock(self._write, pcm, concealed, arrival_s))

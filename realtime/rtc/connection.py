@@ -33,9 +33,11 @@ from aiortc.rtcrtpparameters import (
 )
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
 
+from realtime.rtc.description import NoResourcesError
 from realtime.rtc.extensions import common_extensions, offered_extensions
 from realtime.rtc.media_path import MediaPath
 from realtime.rtc.ports import gather_in_range
+from realtime.rtc.red import RED_PAYLOAD_TYPE, find_red, red_for
 from realtime.rtc.rtp_receiver import RtpReceiver
 from realtime.rtc.rtp_sender import RtpSender
 
@@ -85,6 +87,8 @@ class MediaOptions:
     playout_delay: bool = False
     """Whether the playout-delay extension is offered and accepted."""
     start_bps: int = 1_500_000
+    redundant_voice: bool = True
+    """Whether RED is offered and accepted."""
 
 
 class PeerConnection(RTCPeerConnection):
@@ -139,6 +143,9 @@ class PeerConnection(RTCPeerConnection):
             for codec in media.rtp.codecs:
                 if not is_rtx(codec):
                     codec.rtcpFeedback += FEEDBACK if media.kind == "video" else FEEDBACK[:1]
+            if media.kind == "audio" and self._media_options.redundant_voice:
+                media.rtp.codecs.append(red_for(media.rtp.codecs[0], RED_PAYLOAD_TYPE))
+                media.fmt.append(RED_PAYLOAD_TYPE)
         return RTCSessionDescription(str(description), "offer")
 
     async def setRemoteDescription(  # noqa: N802
@@ -162,6 +169,9 @@ class PeerConnection(RTCPeerConnection):
             for codec in transceiver._codecs:
                 both = [f for f in FEEDBACK if f in theirs.get(codec.payloadType, ())]
                 codec.rtcpFeedback = [*codec.rtcpFeedback, *both]
+            if media.kind == "audio" and self._media_options.redundant_voice:
+                red = find_red(media.rtp.codecs, transceiver._codecs[0])
+                transceiver._codecs += [] if red is None else [red]
 
     async def _RTCPeerConnection__connect(self) -> None:
         task = asyncio.current_task()
@@ -245,7 +255,11 @@ def tune_ice(connection: IceConnection, options: IceOptions) -> None:
         ports = options.port_range
         if ports is not None:
             return await gather_in_range(connection, gather, component, addresses, ports, limit)
-        return await gather(component, addresses, timeout=limit)  # type: ignore[arg-type]
+        found: list[Candidate] = await gather(component, addresses, timeout=limit)  # type: ignore[arg-type]
+        if addresses and not found:
+            # aioice only notes an address that it could not bind to.
+            raise NoResourcesError("No UDP socket could be opened.")
+        return found
 
     def data_received(data: bytes, component: int) -> None:
         if datagrams.qsize() < MAX_DATAGRAMS:

@@ -20,6 +20,10 @@ class BadDescriptionError(ValueError):
     """The session description or candidate cannot be used; the message says why."""
 
 
+class NoResourcesError(RuntimeError):
+    """The offer is fine, but this machine has no socket left for it; the message says which."""
+
+
 def check_offer(text: str) -> str:
     """Validate an offer and return it without candidates that could only delay us.
 

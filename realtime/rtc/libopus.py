@@ -32,6 +32,7 @@ def _load() -> ctypes.CDLL | str:
             lib = ctypes.CDLL(path)
             create, decode = lib.opus_decoder_create, lib.opus_decode
             has_copy, destroy = lib.opus_packet_has_lbrr, lib.opus_decoder_destroy
+            lib.opus_get_version_string.restype = ctypes.c_char_p
         except (OSError, AttributeError) as error:
             why = str(error)
             continue
@@ -54,6 +55,12 @@ def reason() -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
+def version() -> str:
+    """Version of the library in use; empty when there is none."""
+    loaded = _load()
+    return "" if isinstance(loaded, str) else str(loaded.opus_get_version_string().decode())
+
+
 class LibopusDecoder:
     """Opus packets -> 48 kHz mono. One thread at a time. Raises RuntimeError without libopus."""
 
@@ -73,12 +80,16 @@ class LibopusDecoder:
         """One packet -> (n,) int16. Raises ValueError for an undecodable one."""
         return self._decode(payload, MAX_SAMPLES, 0)
 
+    def has_copy(self, payload: bytes) -> bool:
+        """Whether a packet carries a copy of the one before it."""
+        return bool(payload) and self._lib.opus_packet_has_lbrr(payload, len(payload)) == 1
+
     def recover(self, payload: bytes, samples: int) -> NDArray[np.int16] | None:
         """The `samples` before `payload`, from its copy of them; None if it has none.
 
         Comes before `decode` of the same packet.
         """
-        if not payload or self._lib.opus_packet_has_lbrr(payload, len(payload)) != 1:
+        if not self.has_copy(payload):
             return None
         try:
             return self._decode(payload, samples, 1)

@@ -98,6 +98,8 @@ class _Library:
         lib.vpx_img_wrap.restype = pointer
         lib.vpx_img_free.argtypes = [pointer]
         self.lib = lib
+        lib.vpx_codec_version_str.restype = ctypes.c_char_p
+        self.version = lib.vpx_codec_version_str().decode()
         self.interface = lib.vpx_codec_vp8_cx()
         self.abi = self._find_abi()
 
@@ -140,6 +142,12 @@ def reason() -> str | None:
     """Why libvpx cannot be called directly; None when it can."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
+
+
+def version() -> str:
+    """Version of the library in use; empty when there is none."""
+    loaded = _load()
+    return "" if isinstance(loaded, str) else loaded.version
 
 
 class LibvpxEncoder:

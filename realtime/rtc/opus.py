@@ -94,6 +94,10 @@ class OpusDecoder:
             raise ValueError("Opus packet without samples")
         return pcm
 
+    def has_copy(self, payload: bytes) -> bool:
+        """Whether `recover` would find a copy of the packet before this one."""
+        return self._direct is not None and self._direct.has_copy(payload)
+
     def recover(self, payload: bytes, samples: int) -> Pcm | None:
         """The `samples` lost before `payload`, if it carries a copy of them."""
         return None if self._direct is None else self._direct.recover(payload, samples)

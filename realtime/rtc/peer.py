@@ -8,6 +8,7 @@ through a `PeerHandler`. Everything here belongs to one event loop.
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -26,6 +27,7 @@ from realtime.rtc.connection import MediaOptions, PeerConnection
 from realtime.rtc.description import (
     MAX_CANDIDATES,
     BadDescriptionError,
+    NoResourcesError,
     announce,
     check_offer,
     parse_candidate,
@@ -46,6 +48,7 @@ CONTROL_LABEL = "control"
 MAX_BUFFERED_BYTES = 262_144
 MAX_AUDIO_BLOCKS = 50
 _CLOSE_TIMEOUT_S = 3.0
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRINUSE)
 
 
 class RtcPeer:
@@ -87,14 +90,18 @@ class RtcPeer:
     # --- signalling -------------------------------------------------------------------
 
     async def accept(self, offer: str) -> str:
-        """Answer an SDP offer. Raises BadDescriptionError; the peer must then be closed."""
+        """Answer an SDP offer. After BadDescriptionError or NoResourcesError close the peer."""
         cleaned = check_offer(offer)
         try:
             await self._pc.setRemoteDescription(RTCSessionDescription(cleaned, "offer"))
             self._prepare_answer()
             await self._pc.setLocalDescription()
-        except BadDescriptionError:
+        except (BadDescriptionError, NoResourcesError):
             raise
+        except OSError as exc:
+            if exc.errno in _EXHAUSTED:
+                raise NoResourcesError(f"No socket is left: {exc.strerror}.") from exc
+            raise BadDescriptionError(f"The offer cannot be answered: {exc}") from exc
         except Exception as exc:
             # aiortc raises many kinds for offers that parse but make no sense.
             raise BadDescriptionError(f"The offer cannot be answered: {exc}") from exc
@@ -233,7 +240,9 @@ class RtcPeer:
             self._audio_out = AudioSender(transport, self._path_of)
             self._audio_out.capture = self._capture
             decoder = OpusDecoder()
-            buffer = AudioReceiveBuffer(decoder.decode, recover=decoder.recover)
+            buffer = AudioReceiveBuffer(
+                decoder.decode, recover=decoder.recover, has_copy=decoder.has_copy
+            )
             self._audio_in = AudioReceiver(transport, buffer)
             self._audio_in.on_blocks = self._on_blocks
             return self._audio_out, self._audio_in
@@ -289,10 +298,14 @@ class RtcPeer:
                 self._begin_close("no connection in time")
             elif self._connected and now - heard_at > self._options.watchdog_s:
                 self._begin_close("nothing received")
-            if self._video_in is not None and self._video_out is not None:
-                rtt = self._video_out.round_trip_s
-                if rtt is not None:
-                    self._video_in.buffer.round_trip_s = rtt
+            if self._video_in is not None:
+                known = [
+                    s.round_trip_s
+                    for s in (self._video_out, self._audio_out)
+                    if s is not None and s.round_trip_s is not None
+                ]
+                if known:
+                    self._video_in.buffer.round_trip_s = known[0]
 
     def _packets_received(self) -> int:
         transport = self._pc.getTransceivers()[0].receiver.transport

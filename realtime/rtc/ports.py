@@ -18,13 +18,11 @@ from aioice import Connection as IceConnection
 from aioice.candidate import candidate_foundation, candidate_priority
 from aioice.ice import StunProtocol, server_reflexive_candidate
 
+from realtime.rtc.description import NoResourcesError
+
 _RECEIVE_BUFFER_BYTES = 1 << 20
 
 Gather = Callable[..., Awaitable[list[Candidate]]]
-
-
-class NoPortError(RuntimeError):
-    """Every UDP port of the range is taken."""
 
 
 async def gather_in_range(
@@ -37,11 +35,11 @@ async def gather_in_range(
 ) -> list[Candidate]:
     """Candidates of one component with host sockets in `ports`; `gather` is aioice's method.
 
-    Raises NoPortError if no address got a socket.
+    Raises NoResourcesError if no address got a socket.
     """
     protocols = [p for a in addresses if (p := await _bind(connection, a, ports)) is not None]
     if addresses and not protocols:
-        raise NoPortError(f"no UDP port from {ports.start} to {ports.stop - 1} is free")
+        raise NoResourcesError(f"No UDP port from {ports.start} to {ports.stop - 1} is free.")
     for protocol in protocols:
         host, port = protocol.transport.get_extra_info("sockname")[:2]
         protocol.local_candidate = Candidate(

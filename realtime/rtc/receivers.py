@@ -18,6 +18,7 @@ from aiortc.rtp import RtpPacket
 
 from models.rates import VIDEO_CLOCK_HZ, WIRE_RATE_HZ
 from realtime.rtc.audio_receive import AudioBlock, AudioReceiveBuffer
+from realtime.rtc.red import RED_MIME, parse_red
 from realtime.rtc.rtp_receiver import RtpReceiver
 from realtime.rtc.stats import FreezeMeter
 from realtime.rtc.video_codec import VideoFormat, video_formats
@@ -32,6 +33,14 @@ class AudioReceiver(RtpReceiver):
         super().__init__("audio", transport, WIRE_RATE_HZ)
         self.buffer = buffer
         self.on_blocks: Callable[[list[AudioBlock]], None] = lambda blocks: None
+        self._opus: int | None = None
+        self._red: int | None = None
+
+    def _on_codec(self, payload_type: int, mime: str) -> None:
+        if mime == RED_MIME:
+            self._red = payload_type
+        else:
+            self._opus = payload_type
 
     def start_clock(self) -> None:
         """Fill with silence from now on until audio comes, so that the session clock runs."""
@@ -46,7 +55,16 @@ class AudioReceiver(RtpReceiver):
 
     def _on_media(self, packet: RtpPacket) -> None:
         now = time.monotonic()
-        self.buffer.push(packet.sequence_number, packet.timestamp, packet.payload, now)
+        sequence, timestamp, payload = packet.sequence_number, packet.timestamp, packet.payload
+        if packet.payload_type == self._red and self._opus is not None:
+            try:
+                *earlier, (payload, _) = parse_red(payload, self._opus)
+            except ValueError:
+                return
+            for back, (copy, ticks) in zip(range(len(earlier), 0, -1), earlier, strict=True):
+                then = (timestamp - ticks) & 0xFFFFFFFF
+                self.buffer.recover_packet((sequence - back) & 0xFFFF, then, copy, now)
+        self.buffer.push(sequence, timestamp, payload, now)
 
     async def _run_due(self) -> None:
         if self._stopped:

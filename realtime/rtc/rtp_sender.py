@@ -29,6 +29,7 @@ from aiortc.stats import RTCStatsReport
 
 from realtime.rtc.extensions import Extensions
 from realtime.rtc.media_path import MediaPath
+from realtime.rtc.red import RED_MIME
 from realtime.rtc.timing import CaptureClock
 
 HISTORY_PACKETS = 1024
@@ -55,6 +56,7 @@ class RtpSender:
         self.packets_lost = 0
         self.nacks_received = 0
         self.retransmitted = 0
+        self.plis_received = 0
         self.playout_delay_ms: tuple[int, int] | None = None
         """Asked of the receiver with every frame, where the extension is negotiated."""
         self._path_of = path_of
@@ -69,6 +71,7 @@ class RtpSender:
         self._rtx_sequence = secrets.randbits(15)
         self._payload_type: int | None = None
         self._rtx_payload_type: int | None = None
+        self._red_payload_type: int | None = None
         self._cname = ""
         self._mid = ""
         self._history: dict[int, RtpPacket] = {}
@@ -102,6 +105,8 @@ class RtpSender:
         for other in parameters.codecs:
             if is_rtx(other) and other.parameters.get("apt") == codec.payloadType:
                 self._rtx_payload_type = other.payloadType
+            elif other.mimeType == RED_MIME:
+                self._red_payload_type = other.payloadType
         self._cname = parameters.rtcp.cname or ""
         self._mid = parameters.muxId
         self.transport._register_rtp_sender(self, parameters)
@@ -132,6 +137,7 @@ class RtpSender:
             await self._retransmit(packet.lost)
         elif isinstance(packet, rtp.RtcpPsfbPacket):
             if packet.fmt in (rtp.RTCP_PSFB_PLI, rtp.RTCP_PSFB_FIR):
+                self.plis_received += 1
                 self.on_key_frame_request()
             elif packet.fmt == rtp.RTCP_PSFB_APP:
                 self._on_remb(packet)
@@ -157,13 +163,22 @@ class RtpSender:
     def on_estimate(self, bps: int) -> None:
         """The receiver estimated the path's bit rate (REMB)."""
 
-    async def _send_payloads(self, payloads: list[bytes], ticks: int, marker: bool) -> None:
-        """Send one frame; `ticks` is its capture time in units of the RTP clock."""
-        assert self._payload_type is not None
-        packets = []
+    def on_loss(self, share: float) -> None:
+        """A receiver report says that this share of our packets was lost lately, 0 .. 1."""
+
+    async def _send_payloads(
+        self, payloads: list[bytes], ticks: int, marker: bool, payload_type: int | None = None
+    ) -> list[RtpPacket]:
+        """Send one frame; `ticks` is its capture time in units of the RTP clock.
+
+        `payload_type` if it is not the negotiated codec's. Returns its packets.
+        """
+        payload_type = self._payload_type if payload_type is None else payload_type
+        assert payload_type is not None
+        packets: list[RtpPacket] = []
         for i, payload in enumerate(payloads):
             packet = RtpPacket(
-                payload_type=self._payload_type,
+                payload_type=payload_type,
                 marker=int(marker and i == len(payloads) - 1),
                 sequence_number=self._sequence,
                 timestamp=(self._origin + ticks) & 0xFFFFFFFF,
@@ -187,6 +202,7 @@ class RtpSender:
         self._last_ticks = ticks
         if first:
             await self._send_report()
+        return packets
 
     def _mark_frame(self, extensions: Extensions, ticks: int) -> None:
         """What a frame's first packet says about it."""
@@ -202,21 +218,29 @@ class RtpSender:
         packets = []
         for sequence in dict.fromkeys(sequences[:HISTORY_PACKETS]):
             packet = self._history.get(sequence % HISTORY_PACKETS)
-            if packet is None or packet.sequence_number != sequence:
-                continue
-            self.retransmitted += 1
-            if self._rtx_payload_type is not None:
-                extensions = packet.extensions
-                packet = rtp.wrap_rtx(
-                    packet,
-                    payload_type=self._rtx_payload_type,
-                    sequence_number=self._rtx_sequence,
-                    ssrc=self._rtx_ssrc,
-                )
-                packet.extensions = dataclasses.replace(extensions)
-                self._rtx_sequence = (self._rtx_sequence + 1) & 0xFFFF
-            packets.append(packet)
-        await self.path.send(packets, self.kind, repair=True)
+            if packet is not None and packet.sequence_number == sequence:
+                packets.append(packet)
+        self.retransmitted += len(packets)
+        repairs = [self._as_repair(packet) for packet in packets * self._repair_copies()]
+        await self.path.send(repairs, self.kind, repair=True)
+
+    def _repair_copies(self) -> int:
+        """How often a repair is sent."""
+        return 1
+
+    def _as_repair(self, packet: RtpPacket) -> RtpPacket:
+        """`packet` as a retransmission (RFC 4588); itself where that was not negotiated."""
+        if self._rtx_payload_type is None:
+            return packet
+        repair = rtp.wrap_rtx(
+            packet,
+            payload_type=self._rtx_payload_type,
+            sequence_number=self._rtx_sequence,
+            ssrc=self._rtx_ssrc,
+        )
+        repair.extensions = dataclasses.replace(packet.extensions)
+        self._rtx_sequence = (self._rtx_sequence + 1) & 0xFFFF
+        return repair
 
     # --- RTCP -------------------------------------------------------------------------
 
@@ -251,6 +275,7 @@ class RtpSender:
 
     def _on_receiver_report(self, report: rtp.RtcpReceiverInfo) -> None:
         self.packets_lost = report.packets_lost
+        self.on_loss(report.fraction_lost / 256)
         sent = self._reports_out.get(report.lsr)
         if sent is None or not report.dlsr:
             return

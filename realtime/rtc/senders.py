@@ -12,11 +12,15 @@ from concurrent.futures import Executor
 
 import numpy as np
 from aiortc.rtcdtlstransport import RTCDtlsTransport
+from aiortc.rtp import RtpPacket
 from numpy.typing import NDArray
 
 from models.rates import VIDEO_CLOCK_HZ, WIRE_RATE_HZ
 from realtime.rtc.bitrate import BitrateController, path_ceiling_bps
+from realtime.rtc.media_path import OVERHEAD_BYTES
 from realtime.rtc.opus import OpusEncoder
+from realtime.rtc.protection import HOLD_S, LEAST_LOSS, Protection
+from realtime.rtc.red import pack_red
 from realtime.rtc.rtp_sender import PathOf, RtpSender
 from realtime.rtc.stats import Meter, RateMeter
 from realtime.rtc.video_codec import EncodedVideo, VideoEncoder, video_formats
@@ -25,17 +29,42 @@ KEY_FRAME_INTERVAL_S = 0.300
 
 
 class AudioSender(RtpSender):
-    """Opus. Encoding takes 0.04 ms per packet, so it happens on the event loop."""
+    """Opus. Encoding takes 0.04 ms per packet, so it happens on the event loop.
+
+    While the path loses packets every packet carries the one before it once more (`red`).
+    """
 
     def __init__(self, transport: RTCDtlsTransport, path_of: PathOf) -> None:
         super().__init__("audio", transport, path_of, WIRE_RATE_HZ)
+        self.redundant_sent = 0
         self._encoder = OpusEncoder()
+        self._before: tuple[bytes, int] | None = None
+        self._lossy_until_s = float("-inf")
 
     async def push(self, pcm: NDArray[np.int16], index: int) -> None:
         """Send (n,) int16 mono captured from 48 kHz sample `index` on."""
-        if self.started:
-            for payload, ticks in self._encoder.encode(pcm, index):
+        if not self.started:
+            return
+        for payload, ticks in self._encoder.encode(pcm, index):
+            before, self._before = self._before, (payload, ticks)
+            red = self._red_payload_type
+            if red is None or self._payload_type is None or not self._lossy(time.monotonic()):
                 await self._send_payloads([payload], ticks, marker=False)
+                continue
+            earlier = None if before is None else (before[0], ticks - before[1])
+            packed = pack_red(self._payload_type, payload, earlier)
+            self.redundant_sent += earlier is not None
+            await self._send_payloads([packed], ticks, marker=False, payload_type=red)
+
+    def on_loss(self, share: float) -> None:
+        """Receiver reports count as much as transport-wide ones: either names our voice."""
+        if share >= LEAST_LOSS:
+            self._lossy_until_s = time.monotonic() + HOLD_S
+
+    def _lossy(self, now: float) -> bool:
+        if self.path.transport_wide and self.path.estimator.loss >= LEAST_LOSS:
+            self._lossy_until_s = now + HOLD_S
+        return now < self._lossy_until_s
 
 
 class VideoSender(RtpSender):
@@ -56,6 +85,7 @@ class VideoSender(RtpSender):
         self.capture_to_send = Meter()
         self.rate = RateMeter()
         self.remb = False
+        self.protection = Protection()
         self._pool = pool
         self._bitrate = BitrateController(bitrate_bps)
         self._encoder: VideoEncoder | None = None
@@ -67,7 +97,7 @@ class VideoSender(RtpSender):
 
     @property
     def target_bps(self) -> int:
-        """Bit rate that the encoder aims at now."""
+        """Bit rate of the pictures now, copies of their packets included."""
         return self._bitrate.target
 
     @property
@@ -120,6 +150,11 @@ class VideoSender(RtpSender):
         if self.started and not self.path.transport_wide:
             self._follow(bps)
 
+    def on_loss(self, share: float) -> None:
+        """Receiver reports count only while nothing better is reported."""
+        if self.started and not self.path.transport_wide:
+            self.protection.note_loss(share, time.monotonic())
+
     def _on_codec(self, mime: str) -> None:
         video = video_formats()[mime.lower()]
         self.codec = video.mime
@@ -144,7 +179,8 @@ class VideoSender(RtpSender):
             key = self._want_key and start - self._key_at >= KEY_FRAME_INTERVAL_S
             if key:
                 self._want_key = False
-            encoded = await loop.run_in_executor(self._pool, self._encode, i420, index, key)
+            bps = self._encoder_bps(start)
+            encoded = await loop.run_in_executor(self._pool, self._encode, i420, index, key, bps)
             encode_ms = (time.monotonic() - start) * 1000
             if encoded.key:
                 self.key_frames += 1
@@ -152,8 +188,35 @@ class VideoSender(RtpSender):
             self.encode_times.add(encode_ms)
             self.on_encoded(index, encode_ms, encoded.key)
             if encoded.payloads and self.started:
-                await self._send_payloads(encoded.payloads, encoded.timestamp, marker=True)
+                packets = await self._send_payloads(
+                    encoded.payloads, encoded.timestamp, marker=True
+                )
+                await self._send_copies(packets)
                 self._note_sent(encoded)
+
+    def _encoder_bps(self, now: float) -> int:
+        """What the encoder may use; one that cannot change in place is left as it is."""
+        assert self._encoder is not None
+        if self.path.transport_wide:
+            self.protection.note_loss(self.path.estimator.loss, now)
+        if not self._encoder.in_place:
+            return self.target_bps
+        return self.protection.encoder_bps(self.target_bps, self.ceiling_bps, now)
+
+    async def _send_copies(self, packets: list[RtpPacket]) -> None:
+        """Send packets of a frame again behind it, while the path loses some."""
+        if self._rtx_payload_type is None:
+            # The same packet twice is a replay to SRTP.
+            return
+        sizes = [len(packet.payload) + OVERHEAD_BYTES for packet in packets]
+        chosen = self.protection.choose(sizes, self.target_bps, time.monotonic())
+        copies = [self._as_repair(packets[place]) for place in chosen]
+        if copies and self.started:
+            await self.path.send(copies, self.kind)
+
+    def _repair_copies(self) -> int:
+        """On a path that loses packets a repair is lost as easily as what it repairs."""
+        return 2 if self.protection.active(time.monotonic()) else 1
 
     def _note_sent(self, encoded: EncodedVideo) -> None:
         self.frames_sent += 1
@@ -163,8 +226,8 @@ class VideoSender(RtpSender):
             if age_s is not None:
                 self.capture_to_send.add(age_s * 1000)
 
-    def _encode(self, i420: NDArray[np.uint8], index: int, key: bool) -> EncodedVideo:
+    def _encode(self, i420: NDArray[np.uint8], index: int, key: bool, bps: int) -> EncodedVideo:
         """In the pool; only one at a time per sender."""
         assert self._encoder is not None
-        self._encoder.bitrate = self._bitrate.target
+        self._encoder.bitrate = bps
         return self._encoder.encode(i420, index, key)

@@ -100,6 +100,10 @@ class PeerStats:
     """Lost, but copied in the packet after (forward error correction)."""
     concealed_ms: float = 0.0
     filled_ms: float = 0.0
+    waited_ms: float = 0.0
+    """Silence before the first packet; nothing was missing."""
+    reorder_hold_ms: float = 0.0
+    """How long a missing packet is waited for now."""
     shortened_ms: float = 0.0
     """Left out of pauses after the path got faster again."""
     # Webcam in.
@@ -109,6 +113,9 @@ class PeerStats:
     """Packets that wait for others now."""
     webcam_frames: int = 0
     nacks_sent: int = 0
+    """Packets asked for again, counted each time."""
+    recovered_packets: int = 0
+    """Missing at first, and then there: retransmitted, copied or late."""
     plis_sent: int = 0
     freezes: int = 0
     freeze_ms: float = 0.0
@@ -124,6 +131,12 @@ class PeerStats:
     nacks_received: int = 0
     """Packets asked for again."""
     retransmitted: int = 0
+    copies_sent: int = 0
+    """Packets of pictures sent twice of our own accord, because the path loses some."""
+    redundant_sent: int = 0
+    """Voice packets that carried the one before them once more, for the same reason."""
+    plis_received: int = 0
+    """Key frames that the receiver asked for (PLI or FIR)."""
     target_bps: int = 0
     ceiling_bps: int = 0
     actual_bps: int = 0

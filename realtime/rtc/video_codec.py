@@ -74,3 +74,8 @@ def video_formats() -> dict[str, VideoFormat]:
     from realtime.rtc.vp8 import VP8
 
     return {f.mime.lower(): f for f in (VP8, H264)}
+
+
+def default_encoder(bitrate_bps: int) -> VideoEncoder:
+    """An encoder of the format that is negotiated wherever the other side has it."""
+    return next(iter(video_formats().values())).make_encoder(bitrate_bps)

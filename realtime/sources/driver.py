@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from models.codes import CODE_DIM, DIMS, FACTOR_SLICES, Array
 from models.config import ModelConfig
 from models.rates import FPS
-from models.runtime.engine import MotionReading
+from models.runtime.engine import MotionReading, YuvPicture
 from models.streaming import ExpressionWindow, OneEuro
+from realtime.decoded import yuv_picture
 from realtime.sources.clip import MAX_CLIP_FRAMES, Clip, ClipError, load_clip
 
 Pixels = NDArray[np.uint8]
-Update = Callable[[Pixels], MotionReading | None]
+Update = Callable[[Any], MotionReading | None]
 #: Called with frames done and frames expected (None if the file does not say).
 Progress = Callable[[int, int | None], None]
 
@@ -35,17 +37,23 @@ _POSE, _EXP = FACTOR_SLICES["pose"], FACTOR_SLICES["exp"]
 
 
 def read_driver(
-    path: Path, update: Update, config: ModelConfig, on_progress: Progress = lambda done, all: None
+    path: Path,
+    update: Update,
+    config: ModelConfig,
+    on_progress: Progress = lambda done, all: None,
+    *,
+    planes: bool = False,
 ) -> Clip:
     """Read a video file (or an .npz clip) into a clip whose frame f is shown at f / 25 s.
 
-    `update` is `models.tracking.FaceTracker.update` of a fresh tracker. Raises ClipError
-    when the file cannot be read, is too long or shows a face in less than a tenth of it.
+    `update` is `models.tracking.FaceTracker.update` of a fresh tracker; with `planes` it gets
+    decoded pictures as they are, for an engine that cuts crops itself. Raises ClipError when the
+    file cannot be read, is too long or shows a face in less than a tenth of it.
     """
     if path.suffix == ".npz":
         return load_clip(path)
     readings: list[MotionReading | None] = []
-    for frame, expected in read_video(path):
+    for frame, expected in read_video(path, planes=planes):
         readings.append(update(frame))
         on_progress(len(readings), expected)
     seen = [i for i, reading in enumerate(readings) if reading is not None]
@@ -62,10 +70,12 @@ def read_driver(
     return Clip(_relative(codes, raw, config), path.stem)
 
 
-def read_video(path: Path) -> Iterator[tuple[Pixels, int | None]]:
+def read_video(
+    path: Path, *, planes: bool = False
+) -> Iterator[tuple[Pixels | YuvPicture, int | None]]:
     """Pictures (H, W, 3) uint8 RGB at 25 fps by presentation time, and how many to expect.
 
-    Raises ClipError.
+    With `planes` a picture that stands upright in I420 or NV12 comes unconverted. Raises ClipError.
     """
     try:
         container = av.open(str(path))
@@ -87,7 +97,7 @@ def read_video(path: Path) -> Iterator[tuple[Pixels, int | None]]:
                 if count > MAX_CLIP_FRAMES:
                     minutes = MAX_CLIP_FRAMES // (60 * FPS)
                     raise ClipError(f"{path.name} is longer than {minutes} minutes.")
-                yield _pixels(frame), expected
+                yield _pixels(frame, planes), expected
         except av.FFmpegError as error:
             # A damaged end is common in recordings; a damaged beginning is no video.
             if count == 0:
@@ -119,12 +129,15 @@ def _at_25_fps(
         yield shown
 
 
-def _pixels(frame: av.VideoFrame) -> Pixels:
-    """RGB, upright, not larger than needed."""
+def _pixels(frame: av.VideoFrame, planes: bool) -> Pixels | YuvPicture:
+    """Upright and not larger than needed; in RGB unless it may be `planes`, and is."""
     if frame.height > MAX_HEIGHT_PX:
         width = max(2, round(frame.width * MAX_HEIGHT_PX / frame.height / 2) * 2)
         frame = frame.reformat(width=width, height=MAX_HEIGHT_PX)
     turns = round((frame.rotation or 0) / 90) % 4
+    picture = yuv_picture(frame) if planes and not turns else None
+    if picture is not None:
+        return picture
     image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 

@@ -26,6 +26,7 @@ from realtime.rtc.description import BadDescriptionError, check_offer, parse_can
 from realtime.rtc.extensions import ExtensionMap, offered_extensions
 from realtime.rtc.h264 import parse_h264
 from realtime.rtc.opus import OpusDecoder
+from realtime.rtc.red import parse_red
 from realtime.rtc.transport_cc import parse_feedback
 from realtime.rtc.vp8 import parse_vp8
 from tests.fuzz.corpus import bombs, candidate_seeds, image_seeds, message_seeds
@@ -146,6 +147,10 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "rtcp", rtp.RtcpPacket.parse, [bytes(_SENDER_REPORT), bytes(_NACK)], (ValueError,),
+    ),
+    Target(
+        "red", lambda data: parse_red(data, 111),
+        [b"\xef\x07\x80\x03\x6foldnewest", b"\x6falone"], (ValueError,),
     ),
     Target("opus", _OPUS.decode, [b"\xf8\xff\xfe", b"\x78abc"], (ValueError,)),
 )  # fmt: skip

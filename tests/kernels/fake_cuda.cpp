@@ -52,6 +52,7 @@ CALL cuDeviceGetAttribute(int* value, int which, int) {
 CALL cuDeviceComputeCapability(int* major, int* minor, int) { *major = 9; *minor = 0; return 0; }
 CALL cuDevicePrimaryCtxRetain(void** c, int) { *c = &context; return 0; }
 CALL cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+CALL cuDevicePrimaryCtxReset_v2(int) { lost = 0; return 0; }
 CALL cuCtxSetCurrent(void*) { return lost; }
 CALL cuCtxGetCurrent(void** c) { *c = &context; return 0; }
 CALL cuCtxPushCurrent_v2(void*) { return 0; }

@@ -77,6 +77,11 @@ def main(binding: str, folder: Path) -> None:
     raises(driver.DeviceLostError, lambda: x.fill(0, stream))
     raises(driver.DeviceLostError, lambda: context.alloc((1,), "u1"))
     context.close()
+
+    # Releasing does not revive a context that others hold; opening it anew does.
+    with driver.open_context(binding=binding) as fresh:
+        fresh.synchronize()
+        assert fresh.alloc((4,), "u1").pointer
     print("done")
 
 

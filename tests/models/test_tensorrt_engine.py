@@ -31,6 +31,7 @@ from models.runtime.flavour import BATCH_SIZES
 from models.runtime.frames import DrawsFrames, FrameRequest, frame_renderer
 from models.runtime.gpu_frames import GpuFrameRenderer
 from models.runtime.tensorrt_engine import TensorRTEngine
+from models.together import update_together
 from models.tracking import FaceTracker
 from realtime.decoded import to_rgb, yuv_picture
 from tests.models.conftest import PORTRAITS
@@ -213,6 +214,28 @@ def test_a_face_is_tracked_on_the_card_as_on_the_cpu(
         assert_read_alike(a, b)
         # When it is found the crop is settled by two more readings.
         assert calls.order.count("yuv_to_tensor_f16") == (3 if frame == 0 else 1)
+
+
+def test_two_webcams_go_through_one_batch(
+    gpu: TensorRTEngine, engine: BaseEngine, portraits: list[Portrait], calls: WatchedCalls
+) -> None:
+    webcams = [before_a_webcam(p.image, 640, 480, 0.8) for p in portraits[:2]]
+    here = [FaceTracker(gpu) for _ in webcams]
+    there = [FaceTracker(engine) for _ in webcams]
+    for _ in range(2):
+        calls.order.clear()
+        pictures = [yuv_picture(webcam) for webcam in webcams]
+        found = update_together(gpu, list(zip(here, pictures, strict=True)))  # type: ignore[arg-type]
+        for a, tracker, webcam in zip(found, there, webcams, strict=True):
+            b = tracker.update(to_rgb(webcam))
+            assert isinstance(a, MotionReading)
+            assert b is not None
+            assert_read_alike(a, b)
+    assert calls.order.count("yuv_to_tensor_f16") == 1
+    assert calls.order.count("network x2") == 1
+    crops = [np.ascontiguousarray(p.image[::2, ::2]) for p in portraits[:2]]
+    for a, crop in zip(gpu.motion_batch(crops), crops, strict=True):
+        assert_read_alike(a, engine.motion(crop))
 
 
 def test_an_appearance_made_here_draws_the_same_face(

@@ -160,6 +160,9 @@ class PlanesEngine:
         rgb = as_rgb(picture.y, picture.u, picture.v)
         return self._engine.motion(warp_crop(rgb, transform, self.config.image_size))
 
+    def motion_yuv_batch(self, crops: list[tuple[YuvPicture, Array]]) -> list[MotionReading]:
+        return [self.motion_yuv(picture, transform) for picture, transform in crops]
+
 
 def assert_equal(a: MotionReading | None, b: MotionReading | None) -> None:
     assert a is not None

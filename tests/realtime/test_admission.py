@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from realtime.admission import RENDER_BUDGET, Demand, admit, headroom
 from realtime.limits import MAX_ADDRESSES, AddressRates, address_key, client_address
 from realtime.load import BusyMeter, Cost, WorkerLoad
+from realtime.loop_watch import LagAlarm
 from tests.fakes import FakeClock
 
 pytestmark = pytest.mark.unit
@@ -97,6 +98,21 @@ def test_busy_is_the_share_of_the_last_second(plan: list[tuple[int, int]]) -> No
     window = 1_000_000_000 - width + now % width
     exact = sum(max(0, end - max(start, now - window)) for start, end in worked)
     assert meter.fraction() == pytest.approx(min(1.0, exact / window), abs=1e-6)
+
+
+def test_a_loop_that_is_blocked_once_or_often_late_is_told_now_and_then() -> None:
+    alarm = LagAlarm()
+    told = [alarm.note(0.004, k / 10) for k in range(300)]
+    assert not any(told)
+    assert alarm.note(0.080, 30.0) == "the event loop was blocked for 80 ms"
+    assert not any(alarm.note(0.080, 30.0 + k / 10) for k in range(1, 99))
+    # Every fifth wake-up is 15 ms late: no single one is an alarm, together they are.
+    alarm = LagAlarm()
+    told = [alarm.note(0.015 if k % 5 == 0 else 0.001, k / 10) for k in range(400)]
+    times = [k for k, text in enumerate(told) if text]
+    assert times[0] == 99
+    assert len(times) in (3, 4)
+    assert "20 times in 100" in told[99]
 
 
 # --- addresses ----------------------------------------------------------------------------

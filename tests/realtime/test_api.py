@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,14 @@ import numpy as np
 import pytest
 import websockets
 
+from models.codes import MotionCode
+from models.runtime.engine import Appearance, Drawing
+from realtime.admission import admit
 from realtime.rtc import IceServer
 from realtime.server import OWNER_COOKIE
 from realtime.settings import Settings
 from tests.fakes import FakeEngine, paint_base
-from tests.serving import Running, client, make_web, png, serving, until
+from tests.serving import FAKE_PARTS, Running, client, make_web, png, serving, until
 
 pytestmark = pytest.mark.unit
 
@@ -119,6 +125,48 @@ async def test_bad_offers_unknown_portraits_and_sources(settings: Settings) -> N
         problem = is_problem(refused, 400, "source-unusable")
         assert "mic" in problem["detail"]
         assert running.hub.session_count == 0
+
+
+async def test_a_used_up_port_range_is_a_full_server_and_not_a_bad_offer(
+    settings: Settings,
+) -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as taken:
+        taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        taken.bind(("::", 0))
+        port = taken.getsockname()[1]
+        one_port = replace(settings, udp_ports=(port, port))
+        async with serving(one_port) as running, client(running) as made:
+            refused = await made.open("grey", size=256)
+            problem = is_problem(refused, 503, "no-socket")
+            assert str(port) in problem["detail"]
+            assert int(refused.headers["retry-after"]) >= 1
+            assert running.hub.session_count == 0
+            told = (await running.http.get("/metrics")).text
+            assert 'visavis_sessions_refused_total{reason="no_socket"} 1.0' in told
+
+
+async def test_a_slow_machine_says_so_before_it_drew_a_frame_for_anybody(
+    settings: Settings,
+) -> None:
+    """25 frames of 60 ms do not fit into a second twice, nor once; one person is let in."""
+
+    class Slow(FakeEngine):
+        def draw(self, appearance: Appearance, driving: MotionCode) -> Drawing:
+            time.sleep(0.060)
+            return super().draw(appearance, driving)
+
+    places = replace(settings, max_sessions=4)
+    parts = replace(FAKE_PARTS, admit=admit)
+    async with serving(places, engine_factory=Slow, parts=parts) as running:
+        hub = running.hub
+        assert hub.demand().worker.frame_ns >= 60e6
+        assert hub.demand().encode_ns > 0
+        async with client(running) as made, client(running) as other:
+            assert (await made.open("grey", size=256)).status_code == 201
+            refused = await other.open("grey", size=256)
+            problem = is_problem(refused, 503, "full")
+            assert "time to draw" in problem["detail"]
+            assert int(refused.headers["retry-after"]) >= 1
 
 
 async def test_tokens_places_and_the_end(settings: Settings) -> None:

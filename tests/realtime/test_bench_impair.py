@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import struct
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from realtime.bench.impair import MAX_DATAGRAMS, QUEUE_S, REORDER_S, Impairment, Link
 from realtime.bench.path import PathLoop, UdpPath, use_path
+from realtime.bench.transit import TransitLog
 
 pytestmark = pytest.mark.unit
 
@@ -228,6 +231,43 @@ def test_sockets_of_a_task_go_through_its_path_and_others_do_not() -> None:
 
     with asyncio.Runner(loop_factory=PathLoop) as runner:
         runner.run(main())
+
+
+def rtp(ssrc: int, timestamp: int, kind: int = 96) -> bytes:
+    return struct.pack("!BBHII", 0x80, kind, 0, timestamp, ssrc) + b"payload"
+
+
+def test_the_time_under_way_is_known_of_every_media_packet() -> None:
+    log = TransitLog()
+    for k in range(50):
+        log.note(rtp(1, (2**32 - 960 + 480 * k) % 2**32), k * 0.01, k * 0.01 + 0.005)
+        # Three packets a picture, the last of the eleventh is lost; its copy is another stream's.
+        for part in range(3):
+            lost = k == 10 and part == 2
+            log.note(rtp(2, 3600 * k), k * 0.04, None if lost else k * 0.04 + 0.01 * (part + 1))
+    log.note(rtp(3, 36_000), 0.5, 0.6)
+    log.note(rtp(2, 7, kind=200), 0.0, 0.1)
+    log.note(b"\x16\xfe\xfd handshake of DTLS", 0.0, 0.1)
+    log.note(b"", 0.0, 0.1)
+    voice = log.stepping(480)
+    assert len(voice.took) == 50
+    assert voice.took == pytest.approx(0.005)
+    last = log.carrying([3600 * k for k in range(50)]).last()
+    assert len(last) == 50
+    assert last[3600] == pytest.approx(0.03)
+    assert math.isnan(last[36_000])
+    assert len(TransitLog().stepping(480).took) == 0
+    assert TransitLog().carrying([1]).last() == {}
+
+
+def test_a_link_tells_when_each_datagram_arrives() -> None:
+    link: Link[int] = Link(Impairment(loss=30, delay=20, jitter=10, reorder=10), 3)
+    told = {k: link.push(k, 10, k * 0.01) for k in range(200)}
+    came: dict[int, float] = {}
+    while (deadline := link.deadline()) is not None:
+        came |= dict.fromkeys(link.pop(deadline), deadline)
+    assert {k: at for k, at in told.items() if at is not None} == came
+    assert sum(at is None for at in told.values()) == link.count.lost > 30
 
 
 def test_settings_are_told_only_where_they_differ() -> None:

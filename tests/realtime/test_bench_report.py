@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import threading
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from realtime import cli
+from realtime.bench.browser import browser_result
 from realtime.bench.compare import block_percentiles, compare_arms, differences
 from realtime.bench.digest import TraceDigest
 from realtime.bench.errors import BenchError
 from realtime.bench.figures import pooled, stage_percentiles, values
 from realtime.bench.html import html_report
+from realtime.bench.impair import Impairment
+from realtime.bench.measure import _stretches
 from realtime.bench.schema import (
     SCHEMA_VERSION,
     Arm,
@@ -30,7 +36,9 @@ from realtime.bench.schema import (
     series,
     slope_per_hour,
 )
+from realtime.bench.site import busy_share, warnings
 from realtime.bench.svg import Bar, Curve, bars, buckets, cumulative, over_time, ticks
+from realtime.bench.table import tables
 from realtime.bench.web import server_use
 
 pytestmark = pytest.mark.unit
@@ -130,6 +138,49 @@ def test_spans_are_matched_by_name_and_frame() -> None:
     assert set(digest.spans) == {"frame", "draw"}
     assert digest.moments == {"held": 1}
     assert digest.levels == {4: 9.5}
+
+
+def test_what_a_browser_reports_becomes_figures() -> None:
+    counter = {"ph": "C", "cat": "receiver", "name": "receiver"}
+    digest = TraceDigest()
+    for k in range(10):
+        values = {"fps": 24.0 if k else 3.0, "glass_ms": 0.0 if k % 2 else 90.0 + k, "freeze_ms": k}
+        digest.add([counter | {"ts": 1e6 * (5 + k), "args": {n: v}} for n, v in values.items()])
+    digest.add([{"ph": "C", "cat": "counter", "name": "level", "ts": 9e6, "args": {"level": 2}}])
+    result = browser_result("a browser", 312.34, digest.receiver)
+    assert result.reports == 10
+    assert result.first_picture_ms == 312.3
+    assert result.figures["fps"].max == 24
+    assert result.figures["fps"].count == 8, "connecting is left out"
+    assert result.series["glass_ms"].values == [92.0, 94.0, 96.0, 98.0], "zeros are unknown"
+    assert result.series["glass_ms"].t_s == [2.0, 4.0, 6.0, 8.0]
+    assert result.sums == {"freeze_ms": 9.0}
+    made = arm("visavis", session(1))
+    made.browser = result
+    page = html_report(report(made))
+    assert "In a browser" in page
+    assert "312 ms" in page
+    shown = Console(width=120, record=True, file=io.StringIO())
+    for table in tables(report(made)):
+        shown.print(table)
+    assert "captured to shown" in shown.export_text()
+
+
+def test_only_programs_that_run_now_make_a_machine_busy(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    stat.write_text("cpu 100 0 100 700 50 0 0 0 0 0\ncpu0 1 1 1 1\n")
+    assert busy_share(0.0, stat) is None, "no time went by"
+    began = threading.Timer(0.05, stat.write_text, ["cpu 110 5 110 740 85 0 0 0 0 0\n"])
+    began.start()
+    share = busy_share(0.3, stat)
+    began.join()
+    assert share == pytest.approx(0.25)
+    assert busy_share(0.0, tmp_path / "none") is None
+    assert warnings({"cores": "2"}) == []
+    assert warnings({"cores": "2", "busy_before": "14 %"}) == []
+    (told,) = warnings({"cores": "2", "busy_before": "25 %"})
+    assert "25 % of this machine's 2 cores" in told
 
 
 def test_the_json_round_trips_and_says_what_it_is(tmp_path: Path) -> None:
@@ -290,3 +341,24 @@ def test_the_page_stands_alone_and_escapes() -> None:
     assert page.count("<svg") >= 5
     assert "60 s after" in page
     assert "stock aiortc" in page
+
+
+def test_a_long_run_is_compared_with_its_own_begin() -> None:
+    assert [name for name, _, _ in _stretches(Impairment(loss=3), 3600)] == [
+        "first quarter", "last quarter",
+    ]  # fmt: skip
+    assert _stretches(Impairment(loss=3), 3600)[1][1:] == (2700, 3600)
+    assert _stretches(Impairment(), 30) == []
+    passing = _stretches(Impairment(loss=20, from_s=15, to_s=17), 95)
+    assert [name for name, _, _ in passing] == ["before", "impaired", "recovering", "60 s after"]
+    assert passing[-1][1:] == (77, 95)
+
+
+def test_a_page_tells_drift_path_and_long_times_with_units() -> None:
+    one = session(1)
+    one.skew_drift_ms_per_hour, one.concealed_ms = -1.77, 105_560.0
+    page = html_report(report(arm("visavis", one), impairment={"loss": 3.0, "jitter": 30.0}))
+    assert "loss 3 %, jitter 30 ms" in page
+    assert "-1.77 ms/h" in page
+    assert "105.6 s" in page
+    assert "Skew drifts" not in html_report(report(arm("visavis", session(1)))), "unknown"

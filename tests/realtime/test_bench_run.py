@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -32,15 +33,13 @@ SPEECH = DATA / "speech_b_48k.wav"
 run = CliRunner().invoke
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def in_a_thread(settings: Settings) -> Iterator[str]:
     """Address of a server in a thread of its own, as the bench client needs it."""
     # How much fits is not what is tested here, and on a busy machine it is little.
     patch = pytest.MonkeyPatch()
     for budget in ("RENDER_BUDGET", "ENCODE_BUDGET", "LOOP_BUDGET"):
         patch.setattr(admission, budget, 1e6)
-    web = make_web(tmp_path_factory.mktemp("site") / "web", {"grey": 120})
-    settings = Settings(web_dir=web, max_sessions=3, stamp=True, trace=True)
     up, done, url = threading.Event(), threading.Event(), ""
 
     async def main() -> None:
@@ -53,11 +52,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     assert up.wait(10)
-    yield url
-    patch.undo()
-    done.set()
-    thread.join(10)
+    try:
+        yield url
+    finally:
+        patch.undo()
+        done.set()
+        thread.join(10)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with one portrait and no page."""
+    web = make_web(tmp_path_factory.mktemp("site") / "web", {"grey": 120})
+    with in_a_thread(Settings(web_dir=web, max_sessions=3, stamp=True, trace=True)) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +75,7 @@ def lossy(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report
     folder = tmp_path_factory.mktemp("bench")
     arguments = [
         "bench", "--url", server, "--audio", str(SPEECH), "--seconds", "6", "--size", "256",
-        "--loss", "3", "--seed", "5", "--json", str(folder / "a.json"),
+        "--loss", "3", "--delay", "20", "--seed", "5", "--json", str(folder / "a.json"),
         "--html", str(folder / "a.html"), "--trace", str(folder / "trace.json"),
     ]  # fmt: skip
     result = run(cli.app, arguments)
@@ -104,7 +113,14 @@ def test_six_seconds_under_loss_are_measured_from_end_to_end(lossy: tuple[Report
     assert len(session.series["picture_ms"].values) == session.picture_ms.count
     assert arm.server.rss_mb is not None
     assert min(arm.server.rss_mb.values) > 10
-    assert report.settings["impairment"] == {"loss": 3.0}
+    assert report.settings["impairment"] == {"loss": 3.0, "delay": 20.0}
+    assert session.up_path_ms is not None
+    assert session.down_path_ms is not None
+    assert session.beyond_ms is not None
+    assert session.up_path_ms.p50 == pytest.approx(20.0, abs=0.02)
+    assert session.down_path_ms.p99 == pytest.approx(20.0, abs=0.02)
+    assert session.up_path_ms.count < session.beyond_ms.count, "some of 75 at 3 % were lost"
+    assert session.beyond_ms.p50 == pytest.approx(session.added_ms.p50 - 40, abs=0.05)
     assert report.machine["aiortc"].startswith("1.16")
     assert report.machine["engine"] == "fake"
 
@@ -168,6 +184,26 @@ def test_two_sessions_with_a_webcam_under_a_short_burst(server: str, tmp_path: P
         sessions[0].down.lost != sessions[1].down.lost
     ), "each session has a network of its own"
     assert "burst 4" in html_report(report)
+
+
+@pytest.mark.timeout(90)
+def test_a_browsers_own_figures_are_in_the_report(
+    chromium: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISAVIS_CHROMIUM", chromium)
+    with in_a_thread(Settings(prepare_portraits=False, trace=True)) as url:
+        report = run_bench(BenchOptions(url=url, audio=SPEECH, seconds=5.0, size=256, browser=True))
+    browser = report.arms[0].browser
+    assert browser is not None
+    assert browser.name.startswith("Chromium ")
+    assert browser.first_picture_ms > 0
+    assert browser.reports >= 3
+    assert {"fps", "present_ms", "decode_ms", "jitter_buffer_ms"} <= browser.figures.keys()
+    assert browser.figures["fps"].p50 > 1
+    assert browser.figures["present_ms"].p50 > browser.figures["decode_ms"].p50
+    page = html_report(report)
+    assert "In a browser" in page
+    assert "Received to shown" in page
 
 
 def test_what_cannot_be_measured_is_said(server: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,21 @@ def test_doctor_names_every_problem_with_a_remedy(
     problems = {check.subject: check for check in found if check.verdict == "problem"}
     assert {"WebRTC adapter", "Page", "Checkpoint", "Engine"} <= problems.keys()
     assert all(check.fix for check in found if check.verdict != "ok")
+
+
+def test_doctor_says_which_codec_libraries_are_called_directly_and_why_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    video, voice = doctor.check_codecs(Settings())
+    assert (video.verdict, voice.verdict) == ("ok", "ok")
+    assert re.search(r"v?\d+\.\d+.* called directly", video.detail)
+    assert "libopus" in voice.detail
+    monkeypatch.setattr(doctor.libvpx, "reason", lambda: "no libvpx was found beside PyAV")
+    monkeypatch.setattr(doctor.libopus, "reason", lambda: "symbol opus_packet_has_lbrr is missing")
+    for check, why in zip(doctor.check_codecs(Settings()), ("no libvpx", "has_lbrr"), strict=True):
+        assert check.verdict == "warning"
+        assert why in check.detail
+        assert "av>=17" in check.fix
 
 
 def test_doctor_times_the_engine_and_connects_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,9 @@ class PlanesEngine(FakeEngine):
             raise DeviceLostError("the card is gone")
         return self.motion(np.asarray(rgb_of(picture), np.uint8))
 
+    def motion_yuv_batch(self, crops: list[tuple[YuvPicture, object]]) -> list[MotionReading]:
+        return [self.motion_yuv(picture, transform) for picture, transform in crops]
+
 
 class Seen:
     """A tracker that keeps what it is given."""

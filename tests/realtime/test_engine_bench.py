@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from models.runtime import load_engine
 from models.runtime.base import BaseEngine
 from models.runtime.engine import EngineError
 from realtime import engine_bench
-from realtime.engine_bench import MIN_RUNS, device_stages, measure, run_engine_bench, timed
+from realtime.engine_bench import (
+    MIN_RUNS,
+    device_stages,
+    main,
+    measure,
+    run_engine_bench,
+    timed,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -70,6 +78,22 @@ def test_inputs_are_pictures_and_sounds_not_zeros(engine: BaseEngine) -> None:
     pictures = engine_bench.portraits(512, 9)
     assert len(pictures) == 9
     assert all(p.shape == (512, 512, 3) and p.std() > 20 for p in pictures)
+
+
+def test_it_runs_without_the_command_lines_packages(
+    engine: BaseEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(engine_bench, "live_engine", lambda name: engine)
+    monkeypatch.setattr(engine_bench, "measure", lambda loaded, *_: measure(loaded, [1], 0.0,
+                                                                            Ticks()))  # fmt: skip
+    out = tmp_path / "figures.json"
+    assert main(["--only", "live", "--batch", "1", "--json", str(out)]) == 0
+    assert "generator          x1       1.000 ms p50" in capsys.readouterr().out
+    assert json.loads(out.read_text())["configurations"][0]["configuration"] == "live"
+    assert main(["--only", "live", "--batch", "17"]) == 1
+    assert "batches are 1 to 16" in capsys.readouterr().err
 
 
 def test_a_fused_renderer_is_timed_whole_and_on_its_device(engine: BaseEngine) -> None:

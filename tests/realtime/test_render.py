@@ -18,7 +18,8 @@ import realtime.render
 from models.codes import MotionCode
 from models.config import ModelConfig
 from models.portrait import Portrait, PortraitError
-from models.runtime.engine import Engine
+from models.runtime.engine import Engine, MotionReading, YuvPicture
+from models.runtime.frames import CpuFrameRenderer, FrameRequest, FrameResult
 from realtime.render import (
     RenderError,
     RenderOptions,
@@ -317,6 +318,61 @@ def test_errors_are_sentences_and_leave_no_file(tmp_path: Path, portrait: str) -
             render_file(RenderOptions(**{**given, **changes}), parts=PARTS)  # type: ignore[arg-type]
         assert not out.exists()
     assert not list(tmp_path.glob("*.part"))
+
+
+class CardEngine(FakeEngine):
+    """Draws whole frames, four at once, and reads planes, as an engine on a card does."""
+
+    max_batch = 4
+
+    def __init__(self) -> None:
+        super().__init__(config=CONFIG)
+        self.batches: list[int] = []
+        self.planes = 0
+
+    def audio_batch(self, mel_BTM: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.stack([self.audio(mel_TM) for mel_TM in mel_BTM])
+
+    def frame_renderer(self) -> CardEngine:
+        return self
+
+    def render(self, requests: list[FrameRequest]) -> list[FrameResult]:
+        self.batches.append(len(requests))
+        one = CpuFrameRenderer(self)
+        return [FrameResult(one.render([r])[0].i420, {"draw": 4000}) for r in requests]
+
+    def motion_yuv(self, picture: YuvPicture, transform: object) -> MotionReading:
+        raise AssertionError("the fake tracker does not ask")
+
+    def motion_yuv_batch(self, crops: list[tuple[YuvPicture, object]]) -> list[MotionReading]:
+        raise AssertionError("the fake tracker does not ask")
+
+
+class CardTracker(FakeTracker):
+    def update(self, frame: Pixels | YuvPicture) -> MotionReading | None:
+        assert isinstance(frame, YuvPicture), "nothing is converted before it is asked for"
+        assert isinstance(self._engine, CardEngine)
+        self._engine.planes += 1
+        return super().update(frame.to_rgb())
+
+
+def test_an_engine_on_a_card_draws_and_reads_there(tmp_path: Path, portrait: str) -> None:
+    """Same pictures as one by one on the CPU, in batches; driving videos go there as planes."""
+    driver = _video(tmp_path / "d.mp4", _turning, 1.0)
+    audio = _sound(tmp_path / "a.wav", _voice(1.0))
+    reports, films = [], []
+    for engine, tracker in ((CardEngine(), CardTracker), (FakeEngine(config=CONFIG), FakeTracker)):
+        out = tmp_path / f"{type(engine).__name__}.mp4"
+        parts = RenderParts(lambda *_, e=engine: e, tracker, _prepare)  # type: ignore[arg-type,misc]
+        options = RenderOptions(portrait, audio, out, pose=driver, size=SIZE)
+        reports.append(render_file(options, parts=parts))
+        films.append(np.stack([np.asarray(frame) for frame, _ in read_video(out)]).astype(int))
+        if isinstance(engine, CardEngine):
+            assert engine.batches == [4] * 6 + [1]
+            assert engine.planes >= 24
+    assert [report.frames for report in reports] == [25, 25]
+    assert set(reports[0].stages) == {"audio", "draw", "encode"}
+    np.testing.assert_array_equal(films[0], films[1])
 
 
 def test_a_failing_engine_leaves_no_file(tmp_path: Path, portrait: str) -> None:

@@ -312,3 +312,86 @@ def test_any_loss_and_jitter_leaves_one_line_without_lasting_delay(
     assert net.buffer.stats.rebases > 0 or net.out[-1][1].index == (239 - first) * PACKET
     assert net.out[-1][0] == pytest.approx(net.send_time(239))
     assert not net.out[-1][1].concealed
+
+
+# --- how long a missing packet is waited for ----------------------------------------------
+
+
+def test_where_packets_are_lost_and_never_swapped_nothing_waits_long() -> None:
+    net = Network()
+    waits = []
+    for k in range(400):
+        if k % 20:
+            net.deliver(k)
+        if k % 20 == 5:
+            waits.append(net.buffer.hold_s)
+    net.check_line()
+    assert waits[0] == pytest.approx(0.010 * 0.7, abs=0.004)
+    assert waits[-1] == pytest.approx(0.002)
+    # The line began with packet 1.
+    received = [(at, block) for at, block in net.out[-40:] if not block.concealed]
+    delays = [at - net.send_time(1 + block.index // PACKET) for at, block in received]
+    assert max(delays) == pytest.approx(0.002, abs=1e-6)
+
+
+def test_where_packets_are_swapped_they_are_waited_for_again() -> None:
+    net = Network()
+    for k in range(200):
+        if k % 10:
+            net.deliver(k)
+    assert net.buffer.hold_s == pytest.approx(0.002)
+    before = net.buffer.stats.lost_packets
+    # From now on every tenth packet overtakes the one before it by 8 ms.
+    for k in range(200, 400, 10):
+        for j in (*range(k, k + 8), k + 9):
+            net.deliver(j, at=max(net.now, net.send_time(j) - (0.020 if j == k + 9 else 0.0)))
+        net.deliver(k + 8, at=net.now + 0.008)
+    assert net.buffer.stats.lost_packets - before == 1, "the first one taught it"
+    assert 0.008 <= net.buffer.hold_s <= 0.020
+    net.check_line()
+
+
+def test_a_copy_in_the_next_packet_is_used_at_once_unless_packets_are_swapped() -> None:
+    def recover(data: bytes, samples: int) -> Pcm:
+        return np.full(samples, struct.unpack("!L", data[1:])[0] % 30000 + 1000, np.int16)
+
+    def network() -> Network:
+        return Network(AudioReceiveBuffer(decode, recover=recover, has_copy=lambda data: True))
+
+    net = network()
+    for k in (0, 1, 3, 4):
+        net.deliver(k)
+    by_index = {block.index: at for at, block in net.out}
+    assert by_index[3 * PACKET] == pytest.approx(net.send_time(3))
+    assert net.buffer.stats.recovered_samples == PACKET
+    assert net.buffer.stats.concealed_samples == 0
+    # Two in a row: the copy holds the last one only, so the usual wait comes first.
+    early = net.send_time(4) + 0.030
+    net.deliver(7, at=early)
+    assert net.out[-1][1].index == 4 * PACKET
+    net.advance(early + 0.010)
+    assert net.buffer.stats.concealed_samples == PACKET
+    net.check_line()
+
+    swapped = network()
+    swapped.deliver(0)
+    swapped.deliver(2, at=100.022)
+    swapped.deliver(1, at=100.025)
+    swapped.deliver(4, at=100.062)
+    swapped.deliver(3, at=100.065)
+    swapped.deliver(5)
+    assert swapped.number_at(3 * PACKET + 500) == 3
+    assert swapped.buffer.stats.late_packets == 1
+    swapped.check_line()
+
+
+def test_silence_before_anybody_speaks_is_not_missing() -> None:
+    net = Network()
+    net.buffer.start(net.now)
+    net.advance(101.0)
+    assert net.buffer.stats.waited_samples == net.buffer.index > 40_000
+    assert net.buffer.stats.filled_samples == 0
+    for k in range(50, 60):
+        net.deliver(k)
+    net.advance(net.now + 0.5)
+    assert net.buffer.stats.filled_samples > 15_000

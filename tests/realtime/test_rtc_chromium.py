@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from aiortc.rtp import is_rtcp
 
 from realtime.rtc import PeerOptions, RtcPeer
 from tests.realtime.test_rtc_negotiation import path_of
@@ -98,13 +100,38 @@ async def call(chromium: str, codec: str) -> tuple[Recorder, str, dict[str, Any]
 async def speak(ours: Recorder) -> None:
     """Send until both sides have seen enough and the browser reports arrivals."""
     ours.peer.set_capture_origin(0)
+    lose_voice(ours)
     tone = (6000 * np.sin(2 * np.pi * 220 * np.arange(1920) / 48000)).astype(np.int16)
     frame = 0
     while frame < 75 or len(ours.frames) < 10 or ours.peer.stats().feedback == "none":
         ours.peer.send_audio(tone, frame * 1920)
         ours.peer.send_frame(picture(frame, 256), frame)
+        if frame > 30 and ours.peer._video_out is not None:
+            # As if the browser reported loss: what follows is sent twice.
+            ours.peer._video_out.protection.note_loss(0.03, time.monotonic())
+            assert ours.peer._audio_out is not None
+            ours.peer._audio_out.on_loss(0.03)
         frame += 1
         await asyncio.sleep(0.040)
+
+
+def lose_voice(ours: Recorder) -> None:
+    """Every tenth voice packet is lost once each carries the one before it."""
+    sender = ours.peer._audio_out
+    assert sender is not None
+    transport = path_of(ours).transport
+    send = transport._send_rtp
+    voices = 0
+
+    async def send_some(data: bytes) -> None:
+        nonlocal voices
+        if not is_rtcp(data) and data[1] & 0x7F == sender._red_payload_type:
+            voices += 1
+            if voices % 10 == 5:
+                return
+        await send(data)
+
+    transport._send_rtp = send_some  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
@@ -117,8 +144,19 @@ async def test_chromium_and_we_understand_each_other(chromium: str, codec: str) 
     assert stats.key_frames >= 1
     assert stats.malformed_packets == 0
     assert theirs["in_video"]["framesDecoded"] > 30
+    # Copies that nobody asked for are taken as retransmissions, and harm nothing.
+    assert stats.copies_sent > 20
+    assert theirs["in_video"]["retransmittedPacketsReceived"] > 20
     assert theirs["in_video"]["packetsLost"] == 0
     assert theirs["in_audio"]["packetsReceived"] > 150
+    # The voice carries itself twice, and the browser plays from the copy what was lost.
+    assert "red/48000" in answer
+    assert stats.redundant_sent > 100
+    voice_in = theirs["in_audio"]
+    assert voice_in["packetsLost"] > 5
+    assert voice_in["packetsDiscarded"] > 50, "copies that were not needed"
+    sent = voice_in["packetsReceived"] + voice_in["packetsLost"]
+    assert voice_in["jitterBufferEmittedCount"] >= 480 * (sent - 3)
     # The browser estimates its own way out, so it understood our reports.
     assert theirs["pair"]["availableOutgoingBitrate"] > 0
     # 10 ms packets from the browser too, as the answer asks.

@@ -38,6 +38,11 @@ class Loop:
     loss: float = 0.0
     jitter_s: float = 0.0
     use: float = 1.0
+    their_stall_s: float = 0.0
+    """Every 700 ms the far program stands still so long, and reads everything at once then."""
+    our_stall_s: float = 0.0
+    in_order: bool = False
+    """Whether jitter keeps the order of packets, as that of most paths does."""
     seed: int = 1
     now: float = 10.0
     queue_s: float = 0.0
@@ -52,6 +57,7 @@ class Loop:
         self.estimator = BandwidthEstimator(path_ceiling_bps(CEILING))
         self.control = BitrateController(CEILING)
         self._arrivals: list[tuple[float, int]] = []
+        self._latest = 0.0
         self._reports: list[tuple[float, bytes]] = []
         self._frame_at = self._report_at = self.now
 
@@ -61,14 +67,19 @@ class Loop:
         while self.now < end:
             self.now += STEP_S
             self.queue_s = max(0.0, self.queue_s - STEP_S)
+            if self.now % 0.7 < self.our_stall_s:
+                self._read()
+                continue
             if self.now >= self._frame_at:
-                self._frame_at += 0.040
+                # What became late while the program stood still is held, never sent in a heap.
+                self._frame_at = max(self._frame_at, self.now - 0.040) + 0.040
                 size = self.use * self.control.target / 8 / 25
                 for _ in range(max(1, round(size / 1100))):
                     self.pacer.push_video(1100, 1100)
             for size in self.pacer.pop(self.now):
                 self._send(size)
-            self._deliver()
+            self._read()
+            self._listen()
 
     def _send(self, size: int) -> None:
         sequence = self.history.add(size, self.now)
@@ -76,18 +87,25 @@ class Loop:
             return
         self.queue_s += size * 8 / self.capacity
         self.worst_queue_s = max(self.worst_queue_s, self.queue_s)
-        delay = DELAY_S + self.queue_s + self.rng.random() * self.jitter_s
-        self._arrivals.append((self.now + delay, sequence))
+        at = self.now + DELAY_S + self.queue_s + self.rng.random() * self.jitter_s
+        self._latest = max(self._latest, at) if self.in_order else at
+        self._arrivals.append((self._latest, sequence))
 
-    def _deliver(self) -> None:
+    def _read(self) -> None:
+        """The far side takes what has arrived, and reports."""
+        if self.now % 0.7 < self.their_stall_s:
+            return
+        stalled = self.their_stall_s and self.now % 0.7 < self.their_stall_s + 2 * STEP_S
         due = sorted(a for a in self._arrivals if a[0] <= self.now)
         self._arrivals = [a for a in self._arrivals if a[0] > self.now]
-        for at, sequence in due:
-            self.log.add(sequence, 5000 + at)
+        for k, (at, sequence) in enumerate(due):
+            self.log.add(sequence, 5000 + (self.now + k * 0.0002 if stalled else at))
         if self.now >= self._report_at:
             self._report_at += 0.050
             for feedback in self.log.build(5000 + self.now):
                 self._reports.append((self.now + DELAY_S, pack_feedback(feedback)))
+
+    def _listen(self) -> None:
         while self._reports and self._reports[0][0] <= self.now:
             results = self.history.on_feedback(parse_feedback(self._reports.pop(0)[1]))
             estimate = self.estimator.on_results(results, self.now, 2 * DELAY_S)
@@ -125,16 +143,64 @@ def test_a_drop_is_followed_within_two_seconds_and_the_return_climbs_back() -> N
     loop.run(5)
     assert loop.worst_queue_s < 0.25
     loop.capacity = 10e6
-    loop.run(30)
+    # Without probing: four times as much in ten seconds.
+    loop.run(10)
     assert loop.control.target == CEILING
+    assert loop.worst_queue_s < 0.05
     # At most one change a second, in place each.
-    assert loop.changes <= 45
+    assert loop.changes <= 25
+
+
+@pytest.mark.parametrize("stall_s", [0.030, 0.080, 0.150, 0.400])
+@pytest.mark.parametrize("whose", ["ours", "theirs", "both"])
+def test_a_program_that_stands_still_is_no_full_path(stall_s: float, whose: str) -> None:
+    """Neither end's starved loop lowers the rate, whatever its time stamps say."""
+    loop = Loop()
+    loop.run(3)
+    loop.our_stall_s = stall_s if whose != "theirs" else 0.0
+    loop.their_stall_s = stall_s if whose != "ours" else 0.0
+    loop.run(15)
+    # Only both together, standing still in step for more than half of all time, may cost some.
+    least = 0.5 if (whose, stall_s) == ("both", 0.400) else 0.9
+    assert min([CEILING, *loop.targets]) >= least * CEILING
+    loop.our_stall_s = loop.their_stall_s = 0.0
+    loop.run(5)
+    assert loop.control.target == CEILING
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+def test_a_narrow_path_is_found_by_starved_programs_too(whose: str) -> None:
+    loop = Loop(capacity=800_000)
+    loop.our_stall_s = 0.06 if whose == "ours" else 0.0
+    loop.their_stall_s = 0.06 if whose == "theirs" else 0.0
+    loop.run(8)
+    loop.run(10)
+    assert 250_000 <= loop.control.target <= 800_000
+    assert loop.worst_queue_s < 0.35
 
 
 def test_random_loss_of_a_radio_path_costs_no_rate() -> None:
     loop = Loop(loss=0.03)
     loop.run(20)
     assert loop.control.target == CEILING
+
+
+@pytest.mark.parametrize("jitter_s", [0.030, 0.060])
+@pytest.mark.parametrize("use", [1.0, 0.2, 0.1])
+def test_jitter_and_loss_of_a_radio_path_are_no_queue(use: float, jitter_s: float) -> None:
+    """Least of all for a sender that uses little: it could not show that the path takes more."""
+    loop = Loop(loss=0.03, jitter_s=jitter_s, use=use, in_order=True)
+    loop.run(60)
+    assert min(loop.targets, default=CEILING) >= 0.9 * CEILING
+
+
+def test_the_rate_comes_back_on_a_path_that_goes_on_losing() -> None:
+    loop = Loop(loss=0.03, jitter_s=0.02, capacity=600_000, in_order=True)
+    loop.run(8)
+    assert loop.control.target < 600_000
+    loop.capacity = 10e6
+    loop.run(30)
+    assert loop.control.target >= 0.75 * CEILING
 
 
 def test_heavy_loss_lowers_the_rate() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,8 +18,8 @@ from aiortc.rtcdtlstransport import RTCDtlsTransport
 from numpy.typing import NDArray
 
 from realtime.rtc import (
-    BadDescriptionError,
     IceOptions,
+    NoResourcesError,
     PeerOptions,
     RtcPeer,
     StockPeer,
@@ -249,6 +251,91 @@ async def test_a_lower_rate_costs_no_key_frame_and_a_ceiling_holds() -> None:
         assert np.mean(sizes[60:]) < 0.5 * np.mean(sizes[10:30])
 
 
+async def test_on_a_path_that_loses_packets_pictures_need_no_round_trip() -> None:
+    """Of the pictures every 13th packet is lost, no request is answered, and every frame comes."""
+
+    async def deaf(sequences: list[int]) -> None:
+        asked.extend(sequences)
+
+    asked: list[int] = []
+    frames_sent: list[int] = []
+    async with pair(PeerOptions(video_bps=2_500_000)) as (client, server, _):
+        sender = client.peer._video_out
+        assert sender is not None
+        media = 0
+
+        def lose(data: bytes) -> bool:
+            nonlocal media
+            if len(data) < 12 or data[0] >> 6 != 2 or data[1] & 0x7F != 97:
+                return False
+            media += 1
+            # The first frame is a key frame, whose size has to be saved up again.
+            return len(frames_sent) > 20 and media % 13 == 0
+
+        server.drop_received(lose)
+        sender._retransmit = deaf  # type: ignore[method-assign]
+        # Three or four packets each, wherever the rate is.
+        frames = [np.full((384, 256), 100, np.uint8) for _ in range(12)]
+        for k, frame in enumerate(frames):
+            frame[:96, :96] = grain(k)[:96, :96] // 2 + np.uint8(60)
+        for k in range(60):
+            # What the other side's reports of this path would say.
+            sender.protection.note_loss(0.05, time.monotonic())
+            client.peer.send_frame(frames[k % 12], k)
+            frames_sent.append(k)
+            await asyncio.sleep(0.040)
+        await asyncio.sleep(0.1)
+        sent, got = client.peer.stats(), server.peer.stats()
+        assert sent.copies_sent > 30
+        assert sent.key_frames == 1
+        assert got.recovered_packets >= 3
+        assert got.plis_sent == 0
+        assert got.webcam_frames == sent.frames_sent
+        assert got.malformed_packets == 0
+        # Together they keep to the rate that the pictures had.
+        assert sent.target_bps == 2_500_000
+
+
+async def test_on_a_path_that_loses_packets_no_voice_is_missing() -> None:
+    """Every tenth voice packet is lost, and is found in the next one."""
+    async with pair() as (client, server, answer):
+        assert "red/48000" in answer
+        sender = client.peer._audio_out
+        assert sender is not None
+        voices = 0
+
+        def lose(data: bytes) -> bool:
+            nonlocal voices
+            if len(data) < 12 or data[0] >> 6 != 2 or data[1] & 0x7F not in (96, 63):
+                return False
+            voices += 1
+            return voices > 30 and voices % 10 == 0
+
+        server.drop_received(lose)
+        sender.on_loss(0.05)
+        await talk(client, 1.2)
+        stats = server.peer.stats()
+        assert stats.recovered_ms >= 70
+        assert stats.concealed_ms == 0
+        assert client.peer.stats().redundant_sent > 100
+        line = np.concatenate([b.pcm for _, b in server.blocks if not b.concealed])
+        # The tone goes on through every gap.
+        loud = np.abs(line[:48_000].reshape(-1, 480)).max(axis=1) > 3000
+        assert loud[20:].all()
+
+
+async def test_a_peer_without_red_gets_plain_opus() -> None:
+    async with pair(edit=without("red/48000", "fmtp:63")) as (client, server, answer):
+        assert "red" not in answer
+        for side in (client, server):
+            sender = side.peer._audio_out
+            assert sender is not None
+            sender.on_loss(0.05)
+        await talk(client, 0.3)
+        assert client.peer.stats().redundant_sent == 0
+        assert any(not b.concealed for _, b in server.blocks)
+
+
 async def test_media_keeps_to_the_port_range() -> None:
     async with pair(None, PeerOptions(ice=IceOptions(udp_ports=(42_000, 42_019)))) as made:
         lines = [x.split() for x in made[2].splitlines() if x.startswith("a=candidate")]
@@ -263,8 +350,23 @@ async def test_a_full_port_range_is_said() -> None:
         port = taken.getsockname()[1]
         client = Recorder(pool)
         server = Recorder(pool, PeerOptions(ice=IceOptions(udp_ports=(port, port))))
-        with pytest.raises(BadDescriptionError, match=f"no UDP port from {port} to {port} is free"):
+        with pytest.raises(NoResourcesError, match=f"No UDP port from {port} to {port} is free"):
             await server.peer.accept(await client.peer.offer())
+        await server.peer.close()
+        await client.peer.close()
+
+
+async def test_a_system_without_sockets_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none_left(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with ThreadPoolExecutor(1) as pool:
+        client, server = Recorder(pool), Recorder(pool)
+        offer = await client.peer.offer()
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_datagram_endpoint", none_left)
+        with pytest.raises(NoResourcesError, match="No UDP socket"):
+            await server.peer.accept(offer)
+        monkeypatch.undo()
         await server.peer.close()
         await client.peer.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from models.codes import MotionCode
 from models.runtime.engine import Engine, EngineError
+from realtime.admission import Demand, admit
+from realtime.calibrate import measure_encoder, measure_engine
 from realtime.worker import (
     CALL_DEPTH,
     RenderedFrame,
@@ -461,3 +464,41 @@ def test_the_worker_publishes_what_its_work_costs_and_how_busy_it_is() -> None:
     assert load.headroom == pytest.approx(1 - load.busy)
     rig.clock.advance(2000)
     assert rig.worker.measure().busy == 0.0
+
+
+def test_what_a_frame_costs_is_known_before_the_first_one_is_asked_for() -> None:
+    clock = FakeClock()
+    engine = FakeEngine(
+        config=CONFIG, clock=clock, cost_ms={"audio": 2.0, "draw": 30.0, "motion": 7.0}
+    )
+    worker = RenderWorker(
+        lambda: engine, clock=clock, calibrate=partial(measure_engine, size=SIZE, clock=clock)
+    )
+    worker.load()
+    load = worker.measure()
+    assert load.frame_ns == pytest.approx(32e6)
+    assert load.webcam_ns == pytest.approx(7e6)
+    assert admit(Demand(0, 0, load)).admitted
+    assert admit(Demand(1, 0, load)).scarce == "render"
+    # A real session's frames count for more, and soon for everything.
+    session = fake_session(worker, clock, tint=120)
+    engine.cost_ms = {"audio": 1.0, "draw": 4.0}
+    for index in range(30):
+        session.submit(index)
+        clock.advance(40)
+        while worker.step():
+            pass
+    assert worker.measure().frame_ns == pytest.approx(5e6, rel=0.3)
+    assert admit(Demand(1, 0, worker.measure())).admitted
+
+
+def test_an_engine_that_cannot_be_measured_still_serves() -> None:
+    engine = FakeEngine(config=CONFIG, fail_draws=1)
+    worker = RenderWorker(lambda: engine, calibrate=partial(measure_engine, size=SIZE))
+    worker.load()
+    assert worker.running
+    assert worker.measure().frame_ns == 0.0
+
+
+def test_an_encoder_takes_some_time() -> None:
+    assert 1e4 < measure_encoder(64, 200_000) < 1e9

@@ -1,4 +1,4 @@
-"""Long and rough conversations with a real server, fake networks, and a bad network path.
+"""Long and rough conversations with a real server and a bad network path, on a `Stand`.
 
 Every scenario takes its length, so that the same code runs for seconds in every change and for
 an hour on demand. It returns figures; the tests judge them.
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from realtime.bench.impair import Impairment
 from realtime.bench.path import UdpPath, use_path
+from realtime.rtc import AudioBlock
 from realtime.session import Session
-from realtime.settings import Settings
-from tests.fakes import FakeEngine
-from tests.serving import Client, Running, client, make_web, serving, until
+from tests.serving import Client, Running, client, until
+from tests.soak.stand import RATE, Stand
 
-RATE = 48_000
 PAGE_BYTES = 4096
 
 
@@ -58,18 +57,6 @@ class Figures:
         """Growth of memory from `start_s` on, bytes a second."""
         at, size = zip(*[point for point in self.rss if point[0] >= start_s], strict=True)
         return float(np.polyfit(at, size, 1)[0])
-
-
-def settings(folder: Path, **more: Any) -> Settings:
-    """A server with one portrait."""
-    return Settings(web_dir=make_web(folder / "web", {"grey": 120}), requests_per_s=0.0, **more)
-
-
-def buzz(seconds: float) -> NDArray[np.int16]:
-    """A voice-like sound, on and off."""
-    at = np.arange(int(seconds * RATE))
-    tone = sum(np.sin(2 * np.pi * 140 * k * at / RATE) / k for k in range(1, 9))
-    return np.asarray(6000 * tone * (np.sin(2 * np.pi * 1.3 * at / RATE) > -0.3), np.int16)
 
 
 @asynccontextmanager
@@ -106,9 +93,9 @@ async def measured(running: Running, made: Client) -> AsyncIterator[tuple[Sessio
         await asyncio.gather(watching, return_exceptions=True)
 
 
-async def speak(made: Client, seconds: float) -> None:
-    """Talk in real time for `seconds`."""
-    sound, began = buzz(10.0), time.monotonic()
+async def speak(made: Client, sound: NDArray[np.int16], seconds: float) -> None:
+    """Say `sound` (n,) int16 at 48 kHz again and again, in real time, for `seconds`."""
+    began = time.monotonic()
     made.peer.set_capture_origin(0)
     index = 0
     while time.monotonic() - began < seconds:
@@ -121,17 +108,19 @@ async def speak(made: Client, seconds: float) -> None:
 # --- scenarios ----------------------------------------------------------------------------
 
 
-async def speech(folder: Path, seconds: float, impairment: Impairment, **more: Any) -> Figures:
+async def speech(
+    stand: Stand, folder: Path, seconds: float, impairment: Impairment, **more: Any
+) -> Figures:
     """Speech over a bad path. Needs a `PathLoop`."""
     path = UdpPath(impairment, seed=1)
 
     async def converse() -> Figures:
         use_path(path)
-        async with serving(settings(folder)) as running, client(running, **more) as made:
-            assert (await made.open("grey", size=256)).status_code == 201
+        async with stand.serving(folder) as running, client(running, **more) as made:
+            await stand.open(made)
             path.begin()
             async with measured(running, made) as (_, figures):
-                await speak(made, seconds)
+                await speak(made, stand.voice, seconds)
             return figures
 
     try:
@@ -140,12 +129,14 @@ async def speech(folder: Path, seconds: float, impairment: Impairment, **more: A
         path.close()
 
 
-async def shaken(folder: Path, seconds: float, shake: Callable[[], None], shakes: int) -> Figures:
+async def shaken(
+    stand: Stand, folder: Path, seconds: float, shake: Callable[[], None], shakes: int
+) -> Figures:
     """Speech; `shake` is called `shakes` times in the middle third."""
-    async with serving(settings(folder)) as running, client(running) as made:
-        assert (await made.open("grey", size=256)).status_code == 201
+    async with stand.serving(folder) as running, client(running) as made:
+        await stand.open(made)
         async with measured(running, made) as (_, figures):
-            speaking = asyncio.create_task(speak(made, seconds))
+            speaking = asyncio.create_task(speak(made, stand.voice, seconds))
             await asyncio.sleep(seconds / 3)
             for _ in range(shakes):
                 shake()
@@ -174,18 +165,38 @@ def stall() -> None:
     time.sleep(0.5)
 
 
-async def cycles(folder: Path, count: int) -> dict[str, int]:
+async def vanish(made: Client) -> None:
+    """Stop in the middle of a word: nothing more leaves, nobody is told."""
+    for transceiver in made.peer._pc.getTransceivers():
+        await transceiver.receiver.transport.transport._connection.close()
+
+
+async def vanished(stand: Stand, folder: Path, count: int) -> list[float]:
+    """Peers that vanish, with the settings a server has: seconds until each one's slot is free."""
+    waits = []
+    async with stand.serving(folder) as running:
+        for _ in range(count):
+            async with client(running, keep_frames=False) as made:
+                await stand.open(made)
+                await speak(made, stand.voice, 0.5)
+                began = time.monotonic()
+                await vanish(made)
+                await until(lambda: running.hub.session_count == 0, 30.0)
+                waits.append(time.monotonic() - began)
+    return waits
+
+
+async def cycles(stand: Stand, folder: Path, count: int) -> dict[str, int]:
     """Connect and leave `count` times, every second time without a word; what stays behind."""
-    quick = settings(folder, watchdog_s=0.5, resume_s=0.3, max_sessions=2)
-    async with serving(quick) as running:
+    quick = {"watchdog_s": 0.5, "resume_s": 0.3, "max_sessions": 2}
+    async with stand.serving(folder, **quick) as running:
 
         async def one(abrupt: bool) -> None:
             async with client(running, keep_frames=False) as made:
-                assert (await made.open("grey", size=256)).status_code == 201
-                await speak(made, 0.1)
+                await stand.open(made)
+                await speak(made, stand.voice, 0.1)
                 if abrupt:
-                    for transceiver in made.peer._pc.getTransceivers():
-                        await transceiver.receiver.transport.transport._connection.close()
+                    await vanish(made)
                 else:
                     token = {"Authorization": f"Bearer {made.token}"}
                     path = f"/api/sessions/{made.session_id}"
@@ -209,32 +220,67 @@ async def cycles(folder: Path, count: int) -> dict[str, int]:
         }
 
 
-async def killed(folder: Path, kills: int) -> list[float]:
-    """Kill the render thread in the middle of speech; seconds until pictures came again."""
-    engines: list[FakeEngine] = []
+@dataclass(frozen=True)
+class Kill:
+    """What the end of one render thread cost a conversation. Seconds."""
+
+    pictures_s: float
+    """Until pictures came again."""
+    voice_s: float
+    """Of returned voice that came in that time, concealed pieces aside."""
+    pause_s: float
+    """Longest time between two pieces of it."""
+
+
+class Hearing:
+    """When pieces of the returned voice came."""
+
+    def __init__(self, made: Client) -> None:
+        self._pieces: list[tuple[float, int]] = []
+        made.on_audio = self._note  # type: ignore[method-assign]
+
+    def _note(self, block: AudioBlock) -> None:
+        if not block.concealed:
+            self._pieces.append((time.monotonic(), len(block.pcm)))
+
+    def between(self, begin: float, end: float) -> tuple[float, float]:
+        """Seconds of voice that came from `begin` to `end`, and the longest pause meanwhile."""
+        inside = [(at, count) for at, count in self._pieces if begin <= at < end]
+        moments = [begin, *(at for at, _ in inside), end]
+        return sum(count for _, count in inside) / RATE, float(np.diff(moments).max())
+
+
+async def killed(stand: Stand, folder: Path, kills: int) -> list[Kill]:
+    """Kill the render thread in the middle of speech, again and again."""
+    engines: list[Any] = []
 
     def factory() -> Any:
-        engines.append(FakeEngine())
+        engines.append(stand.make_engine())
         return engines[-1]
 
     def die(*_: object) -> Any:
         raise SystemExit
 
-    gaps = []
+    found = []
     async with (
-        serving(settings(folder), engine_factory=factory) as running,
+        replace(stand, make_engine=factory).serving(folder) as running,
         client(running) as made,
     ):
-        assert (await made.open("grey", size=256)).status_code == 201
-        speaking = asyncio.create_task(speak(made, 3600))
-        await until(lambda: made.frames)
+        await stand.open(made)
+        hearing = Hearing(made)
+        speaking = asyncio.create_task(speak(made, stand.voice, 3600))
+        await until(lambda: made.frames, 10.0)
+        await asyncio.sleep(1.0)
         for _ in range(kills):
-            seen, count, began = len(made.frames), len(engines), time.monotonic()
-            engines[-1].draw = die  # type: ignore[method-assign]
-            await until(lambda: len(engines) > count, 10.0)  # noqa: B023
+            count, began = len(engines), time.monotonic()
+            engines[-1].audio = engines[-1].draw = die
+            await until(lambda: len(engines) > count, 30.0)  # noqa: B023
+            seen = len(made.frames)
             await until(lambda: len(made.frames) > seen + 3, 30.0)  # noqa: B023
-            gaps.append(time.monotonic() - began)
-            await asyncio.sleep(0.2)
+            end = time.monotonic()
+            found.append(Kill(end - began, *hearing.between(began, end)))
+            made.frames.clear()
+            await asyncio.sleep(0.5)
         speaking.cancel()
         await asyncio.gather(speaking, return_exceptions=True)
-    return gaps
+    return found

@@ -10,7 +10,17 @@ import pytest
 
 from realtime.bench.impair import Impairment
 from realtime.bench.path import PathLoop
-from tests.soak.scenarios import Figures, cycles, shaken, speech, stall, wall_clock_steps
+from tests.soak.scenarios import (
+    Figures,
+    cycles,
+    killed,
+    shaken,
+    speech,
+    stall,
+    vanished,
+    wall_clock_steps,
+)
+from tests.soak.stand import FAKE
 
 pytestmark = pytest.mark.unit
 
@@ -27,24 +37,36 @@ def assert_sound(figures: Figures, before: tuple[float, float], after: tuple[flo
 
 def test_speech_over_a_bad_path_keeps_its_latency(tmp_path: Path) -> None:
     with asyncio.Runner(loop_factory=PathLoop) as runner:
-        figures = runner.run(speech(tmp_path, 9.0, Impairment(loss=3.0, jitter=30.0)))
+        figures = runner.run(speech(FAKE, tmp_path, 9.0, Impairment(loss=3.0, jitter=30.0)))
     assert_sound(figures, (1, 4), (6, 9))
 
 
 async def test_stalls_of_the_loop_leave_no_latency_behind(tmp_path: Path) -> None:
-    figures = await shaken(tmp_path, 9.0, stall, 2)
+    figures = await shaken(FAKE, tmp_path, 9.0, stall, 2)
     assert_sound(figures, (1, 3), (7, 9))
 
 
 async def test_steps_of_the_wall_clock_do_not_matter(tmp_path: Path) -> None:
     with wall_clock_steps() as step:
-        figures = await shaken(tmp_path, 6.0, step, 4)
+        figures = await shaken(FAKE, tmp_path, 6.0, step, 4)
     assert_sound(figures, (1, 2), (4, 6))
 
 
 async def test_coming_and_going_leaves_nothing_behind(tmp_path: Path) -> None:
-    left = await cycles(tmp_path, 8)
+    left = await cycles(FAKE, tmp_path, 8)
     assert left["tasks"] <= 0
     assert left["threads"] <= 0
     assert left["boxes"] == 0
     assert left["rss"] < 30 * 2**20
+
+
+async def test_the_voice_goes_on_while_the_render_thread_is_made_anew(tmp_path: Path) -> None:
+    (kill,) = await killed(FAKE, tmp_path, 1)
+    assert kill.pictures_s < 2.0 + NOISE_MS / 1000
+    assert kill.voice_s > kill.pictures_s - 2 * NOISE_MS / 1000
+    assert kill.pause_s < NOISE_MS / 1000
+
+
+async def test_a_vanished_peers_slot_is_free_within_five_seconds(tmp_path: Path) -> None:
+    (wait,) = await vanished(FAKE, tmp_path, 1)
+    assert 2.0 < wait < 5.0

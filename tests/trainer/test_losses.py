@@ -20,6 +20,7 @@ from trainer.losses.decorrelation import (
     same_dimension,
 )
 from trainer.losses.flow import dense_flow, landmark_flow, picture_difference, smooth_residual
+from trainer.losses.lips import contact
 from trainer.losses.motion import gaze_consistency, lip_consistency, motion_loss, pose_loss
 from trainer.losses.perceptual import FaceFeatures, perceptual_loss
 from trainer.losses.priors import LabelPrior, by_path
@@ -92,6 +93,26 @@ def test_eye_contrast_by_hand_and_gradient() -> None:
 
 
 # --- motion -------------------------------------------------------------------------------
+
+
+def test_lips_that_should_touch_cost_what_they_are_apart() -> None:
+    opening = torch.tensor([0.03, -0.04])  # a gap of .05 per unit along its direction
+    wanted = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.05], [0.0, 0.0]])
+    found = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    # Frame 1 is .03 apart; 2 may be open; 3 wanted -.002 and has 0; 4 is shut more than asked.
+    assert contact(found, wanted, opening).item() == pytest.approx((0.03 + 0.002) / 4 / 0.05)
+    assert contact(wanted, wanted, opening).item() == 0
+
+
+def test_contact_pulls_only_along_the_gap() -> None:
+    lip = (noise(6, 3) + 2).detach().requires_grad_()
+    opening = torch.tensor([0.03, 0.01, 0.0], dtype=torch.float64)
+    contact(lip, torch.zeros(6, 3, dtype=torch.float64), opening).backward()
+    grad = lip.grad
+    assert grad is not None
+    torch.testing.assert_close(grad[:, 0] / grad[:, 1], torch.full((6,), 3.0, dtype=torch.float64))
+    assert (grad[:, 2] == 0).all()
+    assert torch.autograd.gradcheck(lambda x: contact(x, torch.zeros_like(x), opening), (lip,))
 
 
 def test_motion_and_pose_losses_by_hand() -> None:

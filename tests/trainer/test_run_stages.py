@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models.checkpoint import DEFAULT_PATH, open_checkpoint
 from models.networks import load_networks
 from tests.trainer.tiny import tiny, write_cache
+from trainer.gains import amplify_pitch
+from trainer.loader import to_unit
 from trainer.recipes import recipe_of
-from trainer.stages import stage2c
-from trainer.stages.run import OutOfTime
-from trainer.stages.sampling import Data
+from trainer.stages import stage2a, stage2c
+from trainer.stages.run import OutOfTime, Run
+from trainer.stages.sampling import Data, damaged, moment_rows
 from trainer.stages.system import StartError, System, load_start
 from trainer.stages.training import (
     Options,
@@ -117,6 +120,35 @@ def test_only_what_a_stage_trains_moves(data: Data, tmp_path: Path, stage: str) 
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_kept_features_are_the_trunks_and_outlive_the_run(data: Data, tmp_path: Path) -> None:
+    recipe = tiny()
+    recipe = replace(recipe, stage2a=replace(recipe.stage2a, kept=2, steps=1))
+    system = make_system(recipe, data)
+    critics = make_critics(recipe, tmp_path, CPU)
+    options = Options(device="cpu", show=False)
+    run_stage("2a", recipe, system, data, tmp_path, critics, options, CPU)
+    path = tmp_path / "features-2a.npz"
+    written = path.stat().st_mtime_ns
+    stage = Run(tmp_path, "2a", device=CPU, precision="fp32", seed=recipe.seed, show=False)
+    kept = stage2a.keep_features(recipe, system, data, stage)
+    assert path.stat().st_mtime_ns == written, "read, not made again"
+    spec, model = recipe.stage2a, recipe.model
+    rows = np.sort(np.concatenate(list(moment_rows(data, spec, model).values())))
+    row, version = int(rows[3]), 1
+    face = damaged(np.random.default_rng((stage.seed, row, version)), data, spec, model, row)
+    with torch.no_grad():
+        feature = system.motion.eval().features(to_unit(torch.from_numpy(face[None])) * 2 - 1)
+    found = kept.pick(torch.tensor([float(row)]), torch.tensor([float(version)]))
+    torch.testing.assert_close(found, feature, atol=5e-3, rtol=5e-3)
+    with pytest.raises(KeyError):
+        kept.pick(torch.tensor([0.0]), torch.tensor([0.0]))
+    # Another trunk reads anew.
+    with torch.no_grad():
+        system.motion.feature.weight.mul_(1.5)
+    stage2a.keep_features(recipe, system, data, stage)
+    assert path.stat().st_mtime_ns != written
+
+
 def test_a_broken_loss_saves_its_batch_and_changes_nothing(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +199,7 @@ def test_the_shipped_networks_are_a_beginning(data: Data) -> None:
     assert taken == ["audio", "motion", "appearance", "generator"]
     shipped = open_checkpoint(verify=False)
     wanted = load_networks(shipped)
+    amplify_pitch(system.motion, shipped.manifest.get("pitch_gain", 1.0))
     torch.testing.assert_close(system.motion.state_dict(), wanted.motion.net.state_dict())
     gain = shipped.manifest["audio_gain"]
     torch.testing.assert_close(system.audio.lip.bias * gain, wanted.audio.net.lip.bias)

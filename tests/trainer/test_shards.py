@@ -16,6 +16,7 @@ from trainer.frames import FrameCache
 from trainer.pack_shards import ShardError, pack, unpack
 from trainer.pieces import PieceError, join, split
 from trainer.recipes import recipe_of
+from trainer.speech import MEL_FILE
 from trainer.stages.sampling import Data
 from trainer.stages.system import load_start
 from trainer.stages.training import make_system
@@ -78,7 +79,7 @@ def test_a_cache_comes_back_from_shards_that_arrive_one_by_one(cache: Path, tmp_
     assert error.mean() < 4, "JPEG of drawn dots"
     sound = Data.open(tmp_path / "cache").speech
     assert sound is not None
-    with np.load(cache / "mel.npz") as z:
+    with np.load(cache / MEL_FILE) as z:
         np.testing.assert_array_equal(sound.mel, z["mel"])
 
 

@@ -16,14 +16,14 @@ from models.face import CANONICAL_ORIGIN, GROUPS, FaceModel, rotation
 from trainer.face_fit import CM, PIVOT_CM
 from trainer.frames import FrameCache
 from trainer.synthesis.actor import SIZE, Actor, Rig, make_actor, make_rig, project
-from trainer.synthesis.drive import drive_clip
+from trainer.synthesis.drive import WIDE, drive_clip
 from trainer.synthesis.fit import blendshape_prior
 from trainer.synthesis.head import SKIN, Head, Parts, read_head
 from trainer.synthesis.layers import fill_in, person_mask, spread_depth
 from trainer.synthesis.raster import rasterise
-from trainer.synthesis.render import Drive, deform, render
-from trainer.synthesis.stills import Limits, reject
-from trainer.synthesis.stream import Studio, frames_of, sample_of, stream, write
+from trainer.synthesis.render import Drive, deform, jaw_motion, render, to_affine
+from trainer.synthesis.stills import Limits, crown, reject, solidity
+from trainer.synthesis.stream import Order, Studio, frames_of, sample_of, stream, within, write
 from trainer.voices.lips import LipModel
 
 pytestmark = pytest.mark.unit
@@ -193,8 +193,17 @@ def test_pixels_lie_where_the_mesh_says(rig: Rig, actor: Actor) -> None:
     dot = np.exp(-((x - actor.uv[row, 0]) ** 2 + (y - actor.uv[row, 1]) ** 2) / 8)
     image = np.repeat(60 + 190 * dot[..., None], 3, 2).astype(np.float32)
     grey = np.full_like(image, 60)
-    painted = replace(actor, source=image, behind=grey, plate=grey, sclera=grey, iris=grey,
-                      inner_colour=np.full_like(actor.inner_colour, 60))  # fmt: skip
+    layers, backdrop = actor.layers.copy(), actor.backdrop.copy()
+    layers[..., :3], backdrop[..., :3] = 60, 60
+    # One colour for all that is drawn inside a mouth, too.
+    bands = {name: getattr(actor.mouth, name) for name in ("upper", "lower", "tongue")}
+    flat = {n: replace(b, texture=np.full_like(b.texture, 60)) for n, b in bands.items()}
+    mouth = replace(actor.mouth, dark=np.full(3, 60, np.float32), **{
+        n: replace(b, value=np.where([True, True, False], b.value, 0)) for n, b in flat.items()
+    })  # fmt: skip
+    painted = replace(
+        actor, mouth=mouth, source=image, layers=layers, backdrop=backdrop, sclera=grey, iris=grey
+    )
     frame = render(rig, painted, drive)
     bright = np.clip(frame.pixels[..., 0].astype(float) - 70, 0, None)
     found = np.array([(bright * x).sum(), (bright * y).sum()]) / bright.sum()
@@ -257,6 +266,81 @@ def test_same_seed_same_frames_and_speed(
     assert sample["pixels"].shape == (4, SIZE, SIZE, 3)
     assert sample["code"].shape == (4, CODE_DIM)
     assert sample["flow"].shape == (3, SIZE, SIZE, 2)
+
+
+def opened(lip: float, exp: float = 0.0) -> Drive:
+    drive = still()
+    drive.lip[0] = lip
+    return replace(drive, exp=np.full(30, exp))
+
+
+def mouth_pixels(rig: Rig, actor: Actor, drive: Drive) -> NDArray[np.float64]:
+    frame = render(rig, actor, drive)
+    ring = frame.landmarks[GROUPS["lips_inner"]] * SIZE
+    shape = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.fillPoly(shape, [np.round(ring).astype(np.int32)], (1,))
+    return frame.pixels[cv2.erode(shape, np.ones((3, 3), np.uint8)) > 0].astype(float)
+
+
+def test_a_person_keeps_their_teeth_and_others_have_others(
+    rig: Rig, landmarks: NDArray[np.float64]
+) -> None:
+    def person(seed: int) -> Actor:
+        return make_actor(rig, picture(), landmarks, np.zeros(len(NAMES)), seed)
+
+    one, again, other = person(4), person(4), person(5)
+    np.testing.assert_array_equal(one.mouth.upper.texture, again.mouth.upper.texture)
+    np.testing.assert_array_equal(one.mouth.upper.points, again.mouth.upper.points)
+    assert np.abs(one.mouth.upper.texture - other.mouth.upper.texture).mean() > 1
+    seen = mouth_pixels(rig, one, opened(3.0))
+    light = seen.mean(1)
+    assert len(light) > 40
+    assert light.max() > 2.5 * light.min(), "teeth are bright, the depth is dark"
+    # Crowns are nearly grey, gums and tongue are not.
+    texture = one.mouth.upper.texture
+    crown = texture[len(texture) // 3, texture.shape[1] // 2 - 60 : texture.shape[1] // 2 + 60]
+    assert np.median(crown[:, 2] / crown[:, 0]) > 0.6
+    assert texture[0, :, 3].max() < 0.05, "nothing beyond the tips"
+    assert texture[-1, :, 3].min() > 0.95, "gums close the row"
+
+
+def test_lower_teeth_go_with_the_jaw() -> None:
+    """A stiff turn about a hinge far behind is found from a few teeth and holds for the others."""
+    rng = np.random.default_rng(3)
+    teeth = rng.uniform([-3, -0.5, -2], [3, 0.5, 1], (40, 3))
+    hinge, turn = np.array([0.0, 3, -9]), rotation(np.array([0.0, np.radians(8.0), 0]))
+    found = jaw_motion(teeth, (teeth - hinge) @ turn.T + hinge)
+    band = rng.uniform([-3, -0.5, -2], [3, 0.5, 1], (10, 3))
+    wanted = (band - hinge) @ turn.T + hinge - band
+    np.testing.assert_allclose(to_affine(band) @ found, wanted, atol=0.02)
+    assert np.abs(jaw_motion(teeth, teeth)).max() == 0
+
+
+def test_wide_motion_stays_within_what_heads_do(rig: Rig, actor: Actor) -> None:
+    most = np.radians(WIDE.whole_deg)
+    for sign in (-1, 1):
+        drive = replace(still(), turn=sign * np.radians([30.0, 30, 30]))
+        turned = actor.fit.pose + within(drive, actor, WIDE).turn
+        assert (np.abs(turned) <= most + 1e-9).all()
+    small = replace(still(), turn=np.radians([5.0, -4, 3]))
+    np.testing.assert_allclose(within(small, actor, WIDE).turn, small.turn)
+
+
+def test_outlines_without_hair_are_seen(actor: Actor) -> None:
+    oval = actor.landmarks[GROUPS["oval"]]
+    middle, half = oval.mean(0), np.ptp(oval, 0) / 2
+
+    def head(above: float, bite: bool = False) -> Actor:
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        at = (round(middle[0]), round(middle[1] - above * half[1]))
+        cv2.ellipse(mask, at, (round(half[0] * 1.1), round(half[1])), 0, 0, 360, (1,), -1)
+        if bite:
+            cv2.circle(mask, (at[0], at[1] - round(half[1])), round(0.9 * half[0]), (0,), -1)
+        return replace(actor, mask=mask.astype(np.float32))
+
+    assert crown(head(0.5)) == pytest.approx(0.25, abs=0.06)
+    assert crown(head(0.0)) < 0.05, "the hair was taken for background"
+    assert solidity(head(0.4)) > 0.97 > 0.93 > solidity(head(0.4, bite=True))
 
 
 def test_factors_are_independent(face: FaceModel) -> None:
@@ -352,16 +436,16 @@ def test_shards_open_as_a_frame_cache_and_stream_repeats(
 
     pack_of(tmp_path, face, landmarks)
     studio = Studio(tmp_path, read_stills(tmp_path), rig, LipModel.load())
-    loose = Limits(lip_gap=0.2, fit_px=20)
+    loose = Limits(lip_gap=0.2, fit_px=20, solidity=0, crown=-1)
     module.Limits = lambda: loose  # type: ignore[assignment,misc]
     try:
-        dropped = write(studio, tmp_path / "out", identities=1, frames=2, seed=0)
+        dropped = write(studio, tmp_path / "out", Order(identities=1, frames=2, without=["1"]))
     finally:
         module.Limits = Limits  # type: ignore[misc]
     cache = FrameCache(tmp_path / "out")
     assert len(cache.kind) == 3
-    assert set(cache.person) <= {"0", "1"}
-    assert sum(dropped.values()) <= 1
+    assert set(cache.person) == {"0"}, "1 is held out, 2 looks away"
+    assert dropped["held out"] == 1
     assert (tmp_path / "out" / "flow.f16").stat().st_size == 3 * SIZE * SIZE * 2 * 2
     again = [next(stream(studio, [0], driving=1, seed=5, limits=loose)) for _ in range(2)]
     np.testing.assert_array_equal(again[0]["pixels"], again[1]["pixels"])

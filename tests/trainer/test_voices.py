@@ -11,6 +11,7 @@ from models.checkpoint import open_checkpoint
 from models.config import ModelConfig
 from models.face import FaceModel
 from models.mel import log_mel
+from trainer.speech import THROATS
 from trainer.voices import espeak, flite, sound
 from trainer.voices.align import Word, align_speaker, features
 from trainer.voices.corpus import HELD_OUT, VoiceCache, mixed, sampler, stream, write
@@ -29,6 +30,7 @@ from trainer.voices.phonemes import (
     spread,
 )
 from trainer.voices.text import paragraph, words
+from trainer.voices.throat import resample, throat
 
 pytestmark = pytest.mark.unit
 
@@ -192,7 +194,7 @@ def test_wear_keeps_length_and_time(name: str) -> None:
         "reverberate": lambda: sound.reverberate(rng, voice),
         "noise": lambda: sound.noise(rng, voice),
         "opus": lambda: sound.through_opus(voice, 12_000),
-        "throat": lambda: sound.throat(voice, 1.25),
+        "throat": lambda: throat(voice, 1.25, 1.1),
     }[name]
     worn = wear()
     assert worn.shape == voice.shape
@@ -200,6 +202,86 @@ def test_wear_keeps_length_and_time(name: str) -> None:
     assert np.isfinite(worn).all()
     assert abs(lag_ms(worn, voice)) < 8
     assert np.abs(worn - voice).max() > 1e-3, "does something"
+
+
+def offset_ms(moved: np.ndarray, original: np.ndarray) -> float:
+    """How late `moved` is, by the correlation of the loudness curves in steps of 1 ms."""
+
+    def loudness(x: np.ndarray) -> np.ndarray:
+        steps = np.abs(x[: len(x) // 16 * 16]).reshape(-1, 16).mean(1)
+        return np.convolve(steps, np.hanning(40) / 20, "same")
+
+    a, b = loudness(moved), loudness(original)
+    r = [float(np.corrcoef(a[40 + k : len(a) - 40 + k], b[40:-40])[0, 1]) for k in range(-30, 31)]
+    k = int(np.argmax(r))
+    assert 0 < k < 60, "no peak"
+    return k - 30 + 0.5 * (r[k - 1] - r[k + 1]) / (r[k - 1] - 2 * r[k] + r[k + 1])
+
+
+def pitch_hz(samples: np.ndarray) -> float:
+    """By autocorrelation, between 60 and 400 Hz."""
+    power = np.abs(np.fft.rfft(samples, 1 << 17)) ** 2
+    cycle = np.fft.irfft(power)[RATE // 400 : RATE // 60]
+    return RATE / (RATE // 400 + int(np.argmax(cycle)))
+
+
+@pytest.mark.parametrize(
+    ("pitch", "tract"), [*THROATS[1:], (0.72, 0.85), (0.82, 0.82), (1.12, 1.12), (1.4, 1.4)]
+)
+def test_another_throat_speaks_at_the_same_time(pitch: float, tract: float) -> None:
+    voice = voice_like(3.0)
+    other = throat(voice, pitch, tract)
+    assert other.shape == voice.shape
+    assert other.dtype == np.float32
+    assert abs(offset_ms(other, voice)) <= 2
+    assert pitch_hz(other) == pytest.approx(pitch_hz(voice) * pitch, rel=0.03)
+    assert np.square(other).mean() == pytest.approx(np.square(voice).mean(), rel=0.01)
+
+
+def test_offset_is_found() -> None:
+    voice = voice_like(2.0)
+    assert offset_ms(np.roll(voice, 80), voice) == pytest.approx(5, abs=0.1)
+
+
+def test_a_shorter_tract_moves_resonances_not_the_pitch() -> None:
+    time = np.arange(RATE) / RATE
+    # A buzz at 110 Hz with one resonance at 1,500 Hz.
+    harmonics = 110 * np.arange(1, 60)
+    level = np.exp(-0.5 * ((harmonics - 1500) / 250) ** 2)
+    buzz = (np.sin(2 * np.pi * time[:, None] * harmonics) @ level * 0.1).astype(np.float32)
+    other = throat(buzz, 1.0, 1.25)
+    assert pitch_hz(other) == pytest.approx(110, rel=0.02)
+
+    def centre(x: np.ndarray) -> float:
+        power = np.abs(np.fft.rfft(x)) ** 2
+        return float((np.fft.rfftfreq(len(x), 1 / RATE) * power).sum() / power.sum())
+
+    assert centre(other) / centre(buzz) == pytest.approx(1.25, abs=0.08)
+
+
+def test_the_own_voice_is_untouched() -> None:
+    voice = voice_like(1.0)
+    np.testing.assert_array_equal(throat(voice, 1.0), voice)
+
+
+@pytest.mark.parametrize("rate", sound.OPUS_RATES)
+def test_every_opus_rate_keeps_the_time(rate: int) -> None:
+    voice = voice_like(2.0)
+    coded = sound.through_opus(voice, rate)
+    assert coded.shape == voice.shape
+    # At 6 kbit/s the codec itself rounds the loudness over its 20 ms.
+    assert abs(offset_ms(coded, voice)) <= (2 if rate > 8000 else 4)
+    assert np.abs(coded - voice).max() > 1e-3
+
+
+def test_other_speakers_cover_men_women_and_children() -> None:
+    rng = np.random.default_rng(0)
+    pitch, tract = np.array([sound.other_speaker(rng) for _ in range(300)]).T
+    assert pitch.min() < 0.8
+    assert pitch.max() > 1.7
+    assert 0.8 < tract.min() < 0.95
+    assert 1.15 < tract.max() < 1.4
+    assert np.corrcoef(pitch, tract)[0, 1] > 0.7
 
 
 def test_lost_packets_are_heard() -> None:
@@ -214,7 +296,7 @@ def test_lost_packets_are_heard() -> None:
 def test_resample_keeps_a_tone() -> None:
     time = np.arange(22_050) / 22_050
     tone = np.sin(2 * np.pi * 440 * time).astype(np.float32)
-    out = sound.resample(tone, 22_050)
+    out = resample(tone, 22_050)
     assert len(out) == RATE
     wanted = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     np.testing.assert_allclose(out[500:-500], wanted[500:-500], atol=2e-2)

@@ -12,6 +12,7 @@ from models.codes import CODE_DIM, FACTOR_SLICES, MotionCode
 from models.face import LANDMARKS
 from trainer.recipes import recipe_of
 from trainer.recipes.config import Recipe
+from trainer.speech import MEL_FILE
 
 FRAMES = 24
 KINDS = ("synth", "synth", "synth", "grid", "grid", "grid", "still", "still")
@@ -55,7 +56,7 @@ def write_cache(folder: Path, kinds: tuple[str, ...] = KINDS, filmed: str = "s1"
              offset=np.arange(len(clips) + 1) * FRAMES, lip=np.concatenate(lips),
              samples=np.zeros(count * 640, np.float16))  # fmt: skip
     mel = rng.integers(0, 255, (6, count * 4, 80)).astype(np.uint8)
-    np.savez(folder / "mel.npz", mel=mel)
+    np.savez(folder / MEL_FILE, mel=mel)
     return folder
 
 
@@ -68,7 +69,8 @@ def tiny() -> Recipe:
         precision="fp32",
         stage1=replace(live.stage1, steps=4, batch=2, driving=1, window=24, mouth_window=20,
                        adversarial_after=1),
-        stage2a=replace(live.stage2a, steps=4, batch=2, frames=3, negatives=4, quiet_share=0.0),
+        stage2a=replace(live.stage2a, steps=4, batch=2, frames=3, negatives=4, quiet_share=0.0,
+                       kept=0),
         stage2b=replace(live.stage2b, steps=4, batch=2, apart=0.0),
         stage2c=replace(live.stage2c, steps=4, batch=2),
         stage3=replace(live.stage3, steps=4, batch=2, driving=1, decode_window=24,

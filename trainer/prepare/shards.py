@@ -24,6 +24,7 @@ from trainer.face_fit import _fit_person as fit_person
 from trainer.frames import SIZE
 from trainer.prepare.clips import Clip
 from trainer.prepare.media import write_clip
+from trainer.speech import MEL_FILE
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -130,7 +131,7 @@ def assemble(
     offset = np.concatenate([[0], np.cumsum([len(s.code) for s in shards])]).astype(np.int32)
     lips = [codes[s.name][:, FACTOR_SLICES["lip"]] for s in shards]
     # What the audio stage computed from an earlier version of this file.
-    (cache / "mel.npz").unlink(missing_ok=True)
+    (cache / MEL_FILE).unlink(missing_ok=True)
     samples = np.concatenate([s.samples for s in shards])
     clips = np.array([s.clip for s in shards])
     lip = np.concatenate(lips)

@@ -119,7 +119,12 @@ class Stage2a:
     labels: float = 0.0
     motion: float = 1.5
     video_labels: float = 0.0
+    contact: float = 0.0
+    """Lips that should touch and do not (named codes only)."""
     quiet_share: float = 0.0
+    kept: int = 0
+    """Damaged versions of each picture whose trunk feature is computed once; 0: none, every step
+    reads its pictures."""
     optim: Optim = Optim()
     augment: Augment = Augment()
     voices: str = ""

@@ -26,7 +26,7 @@ def live() -> Recipe:
     heads = Optim(lr=5e-4, betas=(0.9, 0.99), fall="cosine")
     weights = PictureWeights(
         gan=0.02, fm=0.1, perceptual=0.05, mot=0.02, labels=0.0,
-        pixels=1.0, landmarks=40.0, residual=2.0, warp=1.0,
+        pixels=1.0, landmarks=40.0, residual=2.0, warp=1.0, flow=10.0,
     )  # fmt: skip
     similarity = (0.08, 0.06, 0.03)
     return Recipe(
@@ -39,7 +39,7 @@ def live() -> Recipe:
         ),
         stage2a=Stage2a(
             steps=3000, batch=10, frames=10, negatives=32, tau=0.1, space="feature",
-            contrast=0.05, labels=1.0, video_labels=1.0, quiet_share=0.06,
+            contrast=0.05, labels=1.0, video_labels=1.0, contact=0.15, quiet_share=0.06, kept=2,
             optim=Optim(lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4, fall="cosine"),
             augment=Augment(light=0.5, similarity=(0.04, 0.03, 0.02)),
         ),
@@ -55,7 +55,7 @@ def live() -> Recipe:
             optim=picture, judge_lr=2e-4,
             weights=PictureWeights(
                 gan=0.02, fm=0.1, perceptual=0.05, labels=1.0, pixels=1.0, landmarks=40.0,
-                residual=2.0, warp=1.0, mot=0.0, decor=0.2, con_lip=0.02, con_gaze=0.1,
+                residual=2.0, warp=1.0, flow=10.0, mot=0.0, decor=0.2, con_lip=0.02, con_gaze=0.1,
                 con_mot=0.02,
             ),
             augment=Augment(light=0.7, similarity=similarity), code_noise=0.03,

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from models.codes import CODE_DIM, FACTOR_SLICES
 from models.config import ModelConfig
 from models.rates import MEL_BANDS, MEL_PER_FRAME
-from models.streaming import Loudness
-from trainer.audio_stage import PITCHES, SpeechCache, disturb
-from trainer.audio_stage import split as split_speech
 from trainer.frames import (
     SIZE,
     WHOLE,
@@ -29,13 +26,16 @@ from trainer.generator_stage import region_weights
 from trainer.loader import Make, Sample
 from trainer.motion_stage import trust_of
 from trainer.recipes.config import Augment, Stage2a, Stage2c
+from trainer.speech import SpeechCache
+from trainer.speech import split as split_speech
 from trainer.stages.augment import augment
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 Rows = NDArray[np.int64]
-#: Share of sound that keeps its own voice; the rest is heard at another pitch.
-OWN_VOICE = 0.35
+#: Share of the rendered clips that are drawn from those with dense flow and teeth, where a joined
+#: cache has both kinds: there are fewer of them, and they are better.
+FLOW_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +96,11 @@ class Sound:
 
     def clip(self, rng: np.random.Generator, name: str, quiet: bool = False) -> tuple[F32, F32]:
         """Padded mel (left_mel + 4T, 80) and lip codes (T, 16) of a whole clip."""
-        voice = 0 if rng.random() < OWN_VOICE else int(rng.integers(1, len(PITCHES)))
-        mel, lip = self.speech.window(voice, self.number[name])
-        if quiet:
-            level = rng.uniform(0, 0.45)
-            mel = np.clip(level + rng.normal(0, 0.03, mel.shape), 0, 1).astype(np.float32)
-            lip = np.zeros_like(lip)
-        loudness = Loudness()
-        loudness.level_db += float(rng.uniform(-8, 8))
-        mel = loudness.push(disturb(rng, mel))
-        left = np.zeros((self.config.left_mel, MEL_BANDS), np.float32)
-        return np.concatenate([left, mel]), lip
+        return self.speech.heard(rng, self.number[name], self.config, quiet=quiet)
+
+    def lips(self, name: str) -> F32:
+        """Lip codes (T, 16) of a clip as it was filmed."""
+        return self.speech.window(0, self.number[name])[1]
 
     def last(self, name: str) -> int:
         """Last video frame whose window is whole."""
@@ -135,19 +129,22 @@ class PairPlan:
     window_kind: str = "trailing"
     sound: bool = False
     flow: bool = False
-    """Whether the renderer's dense flow is wanted; the portrait is then the clip's first frame."""
+    """Whether the renderer's dense flow is wanted; where there is one, the portrait is the
+    clip's first frame."""
 
 
 def pairs(data: Data, plan: PairPlan) -> Make:
     """A function rng -> one portrait and `driving` frames of the same person and clip."""
     frames = data.frames
     clips = by_clip(frames, data.train[frames.kind[data.train] != "still"])
-    groups: dict[str, list[str]] = {"synth": [], "s1": [], "misc": []}
+    groups: dict[str, list[str]] = {"synth": [], "s1": [], "misc": [], "flow": []}
     for name, mine in clips.items():
         synth = frames.kind[mine[0]] == "synth"
         if len(mine) > plan.driving:
             person = frames.person[mine[0]]
             groups["synth" if synth else "s1" if person == "s1" else "misc"].append(name)
+            if frames.has_flow(int(mine[0])):
+                groups["flow"].append(name)
     rare = rarity(frames)
     number = {name: i for i, name in enumerate(data.people)}
     sound = Sound(data.speech, plan.config) if plan.sound and data.speech else None
@@ -156,12 +153,14 @@ def pairs(data: Data, plan: PairPlan) -> Make:
         synth = rng.random() < plan.synth_share
         kind = "synth" if synth else ("misc" if rng.random() < 0.25 else "s1")
         names = groups[kind] or groups["misc"] or groups["s1"] or groups["synth"]
+        if synth and groups["flow"] and rng.random() < FLOW_SHARE:
+            names = groups["flow"]
         name = names[int(rng.integers(len(names)))]
         clip = clips[name]
         likely = rare[clip] / rare[clip].sum()
         chosen = np.concatenate(
             [
-                [clip[0] if plan.flow and synth else rng.choice(clip)],
+                [clip[0] if plan.flow and frames.has_flow(int(clip[0])) else rng.choice(clip)],
                 rng.choice(clip, plan.driving, replace=False, p=likely),
             ]
         )
@@ -190,14 +189,15 @@ def _pictures(
     gain = rng.uniform(0.9, 1.08, 3) * rng.uniform(0.85, 1.08)
     table = np.clip(np.arange(256)[:, None] * gain + rng.uniform(-12, 12), 0, 255)
     out = crop_to(size)
-    synth = frames.kind[chosen[0]] == "synth"
+    # Rendered mouths of caches with flow have teeth worth learning from; older ones are CG.
+    toy_mouth = frames.kind[chosen[0]] == "synth" and not frames.has_flow(int(chosen[0]))
     pixels, landmarks, codes, regions = [], [], [], []
     for row in chosen:
         image, points, code = augmented(frames, int(row), move, flip=flip, out=out, size=size)
         pixels.append(np.asarray(cv2.LUT(image, table.astype(np.uint8)[None]), np.uint8))
         landmarks.append(points)
         codes.append(code)
-        regions.append(region_weights(points, "synth" if synth else "real"))
+        regions.append(region_weights(points, "synth" if toy_mouth else "real"))
     shape = frames.shape[chosen[0]]
     if flip:
         shape = shape[frames.landmark_mirror] * np.array([-1, 1, 1], np.float32)
@@ -273,17 +273,10 @@ def moments(data: Data, recipe: Stage2a, config: ModelConfig, voices: Make | Non
         raise ValueError("stage 2a needs sound: the cache has no speech.npz")
     frames = data.frames
     sound = Sound(data.speech, config)
-    clips = by_clip(frames, data.train)
-    allowed = {str(data.speech.clip[c]) for c in data.train_clips}
-    usable: dict[str, Rows] = {}
-    for name in sorted(allowed & set(clips)):
-        rows = clips[name][frames.frame[clips[name]] < sound.last(name)]
-        if len(rows) >= recipe.frames:
-            usable[name] = rows
+    usable = moment_rows(data, recipe, config)
     names = list(usable)
     number = {name: i for i, name in enumerate(names)}
     misc = [n for n in names if frames.person[usable[n][0]] != "s1"]
-    out = crop_to(config.image_size)
 
     def make(rng: np.random.Generator) -> Sample:
         pool = misc if misc and rng.random() < 0.06 else names
@@ -291,27 +284,50 @@ def moments(data: Data, recipe: Stage2a, config: ModelConfig, voices: Make | Non
         quiet = rng.random() < recipe.quiet_share
         padded, lip = sound.clip(rng, name, quiet)
         rows = np.sort(rng.choice(usable[name], recipe.frames, replace=False))
-        zoom, angle, shift = recipe.augment.similarity
-        faces, mels, wanted = [], [], []
-        for row in rows:
-            move = random_similarity(rng, zoom=zoom, angle=angle, shift=shift)
-            image, _, _ = augmented(
-                frames, int(row), move, flip=False, out=out, size=config.image_size
-            )
-            faces.append(augment(rng, image, recipe.augment))
-            frame = int(frames.frame[row])
-            mels.append(np.stack([sound.window(padded, frame + k) for k in (0, 1)]))
+        mels, wanted = [], []
+        for frame in frames.frame[rows]:
+            mels.append(np.stack([sound.window(padded, int(frame) + k) for k in (0, 1)]))
             wanted.append(lip[frame : frame + 2])
-        seen = frames.code[rows][:, FACTOR_SLICES["lip"]]
         more: Sample = {f"voice_{k}": v for k, v in voices(rng).items()} if voices else {}
+        if recipe.kept:
+            more["row"] = rows.astype(np.float32)
+            more["version"] = rng.integers(0, recipe.kept, len(rows)).astype(np.float32)
+        else:
+            more["face"] = np.stack([damaged(rng, data, recipe, config, int(r)) for r in rows])
         return more | {
-            "face": np.stack(faces), "mel": np.stack(mels), "lip": np.stack(wanted),
-            "seen": seen, "frame": frames.frame[rows].astype(np.float32),
+            "mel": np.stack(mels), "lip": np.stack(wanted),
+            "seen": sound.lips(name)[frames.frame[rows]],
+            "frame": frames.frame[rows].astype(np.float32),
             "clip": np.full(len(rows), number[name], np.float32),
             "voiced": np.full(len(rows), 0.0 if quiet else 1.0, np.float32),
         }  # fmt: skip
 
     return make
+
+
+def moment_rows(data: Data, recipe: Stage2a, config: ModelConfig) -> dict[str, Rows]:
+    """Rows of every training clip that has sound, as far as its mel windows are whole."""
+    if data.speech is None:
+        raise ValueError("stage 2a needs sound: the cache has no speech.npz")
+    sound, clips = Sound(data.speech, config), by_clip(data.frames, data.train)
+    allowed = {str(data.speech.clip[c]) for c in data.train_clips}
+    usable: dict[str, Rows] = {}
+    for name in sorted(allowed & set(clips)):
+        rows = clips[name][data.frames.frame[clips[name]] < sound.last(name)]
+        if len(rows) >= recipe.frames:
+            usable[name] = rows
+    return usable
+
+
+def damaged(
+    rng: np.random.Generator, data: Data, recipe: Stage2a, config: ModelConfig, row: int
+) -> U8:
+    """One picture (S, S, 3) of stage 2a: moved a little and damaged."""
+    zoom, angle, shift = recipe.augment.similarity
+    size = config.image_size
+    move = random_similarity(rng, zoom=zoom, angle=angle, shift=shift)
+    image = augmented(data.frames, row, move, flip=False, out=crop_to(size), size=size)[0]
+    return augment(rng, image, recipe.augment)
 
 
 def poses(data: Data, recipe: Stage2c, config: ModelConfig) -> Make:

@@ -21,6 +21,7 @@ from models.networks.paper import appearance as paper_appearance
 from models.networks.paper import audio as paper_audio
 from models.networks.paper import generator as paper_generator
 from models.networks.paper import motion as paper_motion
+from trainer.gains import amplify_pitch
 from trainer.recipes.config import Recipe
 
 AnyMotion = MotionEncoder | paper_motion.MotionEncoder
@@ -130,7 +131,7 @@ def load_start(system: System, source: str) -> list[str]:
 
 
 def _exported(folder: Path | None) -> dict[str, dict[str, Any]]:
-    """The networks of a checkpoint folder, without the gain that its export gave E_aud."""
+    """The networks of a checkpoint folder, without the gains that its export gave them."""
     checkpoint = open_checkpoint(folder)
     networks = load_networks(checkpoint)
     encoder = networks.audio.net
@@ -139,6 +140,9 @@ def _exported(folder: Path | None) -> dict[str, dict[str, Any]]:
         with torch.no_grad():
             encoder.lip.weight.div_(gain)
             encoder.lip.bias.div_(gain)
+    reader = networks.motion.net
+    if isinstance(reader, MotionEncoder):
+        amplify_pitch(reader, 1 / float(checkpoint.manifest.get("pitch_gain", 1.0)))
     return {name: exported.net.state_dict() for name, exported in networks.named()}
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from models.codes import DIMS, EXPRESSION_NAMES, MotionCode
-from models.face import CANONICAL_ORIGIN, GROUPS, FaceModel, rotation
+from models.face import CANONICAL_ORIGIN, GROUPS, LANDMARKS, FaceModel, rotation
 from trainer.face_fit import CM, PIVOT_CM
 from trainer.synthesis.fit import Fit, Spreader, fit
 from trainer.synthesis.head import SKIN, Head, lip_to_shapes
 from trainer.synthesis.layers import fill_in, person_mask, spread_depth
+from trainer.synthesis.mouth import Mouth, make_mouth
 from trainer.synthesis.raster import rasterise
 
 F32 = NDArray[np.float32]
@@ -24,10 +25,15 @@ I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 #: Pixels of the canonical crop that everything is drawn in.
 SIZE = 256
+#: Drawn larger by this, then averaged down.
+OVERSAMPLING = 1.5
 #: Cells of the sheet that carries hair, neck and shoulders.
 CELLS = 56
 #: Skin below this height (cm) belongs to the sheet: neck and shoulders do not turn rigidly.
 NECK_CM = -9.5
+#: Row of every landmark among the skin landmarks; irises have none.
+SKIN_ROW = np.full(LANDMARKS, -1)
+SKIN_ROW[SKIN] = np.arange(len(SKIN))
 _UPPER_LIDS = {"eye_left": "eyeBlink_R", "eye_right": "eyeBlink_L"}
 
 
@@ -36,7 +42,9 @@ class Rig:
     """What is the same for all people: head, landmark model, and how codes move the mesh.
 
     moves (52, A, 3) cm per unit of lip, eye and expression code at the active vertices `active`
-    (A,): skin, gums and teeth. Gaze rows are zero (eyes are drawn apart).
+    (A,): the drawn skin, the landmarks' corners and some lower teeth. Gaze rows are zero (eyes
+    are drawn apart). corner (142, 3) are the landmarks' corners among the active vertices, jaw
+    (J,) the lower teeth.
     """
 
     head: Head
@@ -45,15 +53,17 @@ class Rig:
     active: NDArray[np.int64]
     moves: F32
     skin: I32
-    inner: I32
+    corner: NDArray[np.int64]
+    jaw: NDArray[np.int64]
 
 
 def make_rig(head: Head, face: FaceModel) -> Rig:
     """Combine the mesh's shapes into one motion per code dimension; a second."""
     parts = head.parts
-    spans = (parts.skin, parts.gums, parts.teeth)
-    active = np.concatenate([np.arange(a, b) for a, b in spans])
-    number = np.zeros(len(head.neutral), np.int32)
+    drawn = head.part(parts.face)
+    jaw = _lower_teeth(head)
+    active = np.unique(np.concatenate([drawn.ravel(), head.corner[SKIN].ravel(), jaw]))
+    number = np.zeros(len(head.neutral), np.int64)
     number[active] = np.arange(len(active))
     weights = np.zeros((DIMS["lip"] + DIMS["eye"] + DIMS["exp"], len(head.names)))
     weights[: DIMS["lip"]] = lip_to_shapes(head, face)
@@ -65,12 +75,20 @@ def make_rig(head: Head, face: FaceModel) -> Rig:
         if name in head.names:
             weights[eye + DIMS["eye"] + i, head.names.index(name)] = 1
     moves = np.tensordot(weights, head.shapes[:, active].astype(np.float64), 1)
-    skin = number[head.part(parts.face)]
-    inner = np.concatenate([number[head.part(s)] for s in (parts.gums, parts.teeth)])
     return Rig(
         head, face, Spreader(head), active, moves.astype(np.float32),
-        skin.astype(np.int32), inner.astype(np.int32),
+        number[drawn].astype(np.int32), number[head.corner[SKIN]], number[jaw],
     )  # fmt: skip
+
+
+def _lower_teeth(head: Head, count: int = 60) -> NDArray[np.int64]:
+    """Some vertices of the teeth that go down with the jaw."""
+    teeth = np.arange(*head.parts.teeth)
+    if "jawOpen" in head.names:
+        drop = -head.shapes[head.names.index("jawOpen"), teeth, 1]
+        if drop.max() > 1e-3:
+            teeth = teeth[drop > 0.6 * drop.max()]
+    return np.asarray(teeth[:: max(1, len(teeth) // count)], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +106,20 @@ class Eye:
 class Actor:
     """One person; see `make_actor`. Pixels are of the canonical crop.
 
-    base (A, 3) cm is the mesh as in the still; uv (A, 2) where every vertex is in the source;
-    rim (A,) 0 at the border of the drawn skin .. 1 inside; shown (A,) 1 where the still
-    shows it; lids (2, A, 3) the extra motion that
+    layers (256, 256, 5) is what the sheet shows: RGB with the face filled in, the person's mask,
+    and 1 where the face covered it; backdrop (384, 384, 4) the background without the person, and
+    the mask again. base (A, 3) cm is the mesh as in the still; uv (A, 2) where every vertex is
+    in the source; rim (A,) 0 at the border of the drawn skin .. 1 inside; shown (A,) 1 where the
+    still shows it; lids (2, A, 3) the extra motion that
     brings each eye's lids together at closure 1; lid_away (A, 2) the direction in which lid skin
     is sampled away from the eye; sheet (N, 3) cm and sheet_uv (N, 2) the layer of hair and
     shoulders.
     """
 
     source: F32
-    behind: F32
-    plate: F32
+    layers: F32
+    backdrop: F32
     mask: F32
-    covered: F32
     fit: Fit
     landmarks: F64
     base: F64
@@ -116,7 +135,7 @@ class Actor:
     eyes: tuple[Eye, Eye]
     sclera: F32
     iris: F32
-    inner_colour: F32
+    mouth: Mouth
     shape: F32
 
 
@@ -133,10 +152,10 @@ def pose_code(fitted: Fit, turn_ypr: F64, pivot_cm: F64) -> F32:
     return np.concatenate([turn_ypr, at, [zoom]]).astype(np.float32)
 
 
-def make_actor(rig: Rig, image: U8, landmarks: F64, prior: F64) -> Actor:
+def make_actor(rig: Rig, image: U8, landmarks: F64, prior: F64, seed: int = 0) -> Actor:
     """Prepare a canonical crop (256, 256, 3) with its landmarks (152, 2) in pixels; about a second.
 
-    `prior` (E,) are expected shape coefficients.
+    `prior` (E,) are expected shape coefficients; `seed` gives the person teeth.
     """
     head = rig.head
     fitted = fit(head, rig.spread, landmarks, prior)
@@ -174,13 +193,21 @@ def make_actor(rig: Rig, image: U8, landmarks: F64, prior: F64) -> Actor:
     code = source_code(fitted)
     shape = rig.face.lift((landmarks / SIZE).astype(np.float32), MotionCode(pose=code))
     return Actor(
-        source, behind, plate, mask, inside, fitted, landmarks, base,
+        source, np.dstack([behind, mask, inside]).astype(np.float32),
+        _enlarged(np.dstack([plate, mask])), mask, fitted, landmarks, base,
         seen[:, :2].astype(np.float32), _rim(skin, len(base), seen, landmarks),
         _shown(skin, seen), skin,
         _closing(rig, base), _lid_directions(seen, landmarks),
         sheet, uv.astype(np.float32), _cells(), eyes, sclera, iris,
-        _inner_colours(rig, source, landmarks, base), shape,
+        make_mouth(seed, source, landmarks, at_skin(rig, base)[SKIN_ROW[GROUPS["lips_inner"]]]),
+        shape,
     )  # fmt: skip
+
+
+def _enlarged(image: NDArray[np.floating]) -> F32:
+    """An image (256, 256, C) at the size that frames are drawn at."""
+    big = round(SIZE * OVERSAMPLING)
+    return np.asarray(cv2.resize(image.astype(np.float32), (big, big)), np.float32)
 
 
 def source_code(fitted: Fit) -> F32:
@@ -215,6 +242,11 @@ def _facing(triangles: I32, seen: F64) -> F64:
     a, b, c = (seen[triangles[:, i]] * (1, -1, cm) for i in range(3))
     normal = np.cross(b - a, c - a)
     return np.asarray(normal[:, 2] / (np.linalg.norm(normal, axis=1) + 1e-12))
+
+
+def at_skin(rig: Rig, points: F64) -> F64:
+    """Active vertices (A, 3) taken at the skin landmarks (142, 3)."""
+    return np.asarray(np.einsum("kvc,kv->kc", points[rig.corner], rig.head.share[SKIN]))
 
 
 def _front(triangles: I32, seen: F64, base: F64, landmarks: F64) -> I32:
@@ -255,21 +287,17 @@ def _rim(skin: I32, count: int, seen: F64, landmarks: F64) -> F32:
 
 def _closing(rig: Rig, base: F64) -> F32:
     """(2, A, 3): what a full blink shape still lacks to bring upper lids on to the lower ones."""
-    head = rig.head
-    number = np.full(len(head.neutral), -1)
-    number[rig.active] = np.arange(len(rig.active))
+    first_skin, stop = rig.head.parts.skin
+    on_skin = (rig.active >= first_skin) & (rig.active < stop)
     out = np.zeros((2, *base.shape), np.float32)
     for side, group in enumerate(_UPPER_LIDS):
-        shut = base + rig.moves[DIMS["lip"] + side]
-        at = np.einsum("kvc,kv->kc", shut[number[head.corner[SKIN]]], head.share[SKIN])
-        rows = {int(k): i for i, k in enumerate(SKIN)}
+        at = at_skin(rig, base + rig.moves[DIMS["lip"] + side])
         first = GROUPS[group].start
         wanted = np.zeros((len(SKIN), 3))
         for i in range(7):
-            upper, lower = rows[first + 15 - i], rows[first + 1 + i]
+            upper, lower = SKIN_ROW[first + 15 - i], SKIN_ROW[first + 1 + i]
             wanted[upper] = at[lower] - at[upper] + (0, -0.03, 0.02)
-        first_skin, stop = head.parts.skin
-        out[side, : stop - first_skin] = rig.spread(wanted)
+        out[side, on_skin] = rig.spread(wanted)[rig.active[on_skin] - first_skin]
     return out
 
 
@@ -346,37 +374,3 @@ def _eye_textures(
         around = away < 1.25 * radius
         iris[around] = full[around]
     return sclera, iris
-
-
-def _inner_colours(rig: Rig, source: F32, landmarks: F64, base: F64) -> F32:
-    """RGB (A, 3) of gums, tongue and teeth, lit from above the camera, darker with depth."""
-    head = rig.head
-    rest = head.neutral[rig.active]
-    normal = np.zeros_like(rest)
-    for i in range(3):
-        a, b, c = (rest[rig.inner[:, (i + k) % 3]] for k in range(3))
-        np.add.at(normal, rig.inner[:, i], np.cross(b - a, c - a))
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
-    light = np.clip(normal @ np.array([0.0, 0.35, 0.94]), 0, 1)
-    skin_count = head.parts.skin[1] - head.parts.skin[0]
-    gum_count = head.parts.gums[1] - head.parts.gums[0]
-    is_tooth = np.arange(len(rest)) >= skin_count + gum_count
-    lips = landmarks[GROUPS["lips_inner"]]
-    front = float(rest[skin_count:, 2].max()) if len(rest) > skin_count else 0.0
-    depth = np.clip(front - rest[:, 2], 0, None)
-    cheek = source[int(lips[:, 1].mean()), int(lips[:, 0].min()) - 12 : int(lips[:, 0].min()) - 2]
-    skin_tone = np.percentile(cheek.reshape(-1, 3), 80, axis=0) if cheek.size else np.full(3, 180.0)
-    # Teeth are as bright as the eyes' whites, whatever the skin.
-    eyes = [landmarks[GROUPS[g]] for g in ("eye_left", "eye_right")]
-    spots = np.concatenate([source[e[:, 1].astype(int), e[:, 0].astype(int)] for e in eyes])
-    sclera = float(np.percentile(spots.mean(1), 80))
-    white = np.clip(np.full(3, 1.12 * max(float(skin_tone.mean()), sclera)), 120.0, 222.0)
-    # Gaps between teeth would go black with the light's angle alone, so it counts little there.
-    tooth = (0.85 + 0.15 * light) * (1 - 0.7 * np.clip(depth / 3, 0, 1) ** 1.3)
-    flesh = (0.6 + 0.4 * light) * (1 - 0.75 * np.clip(depth / 4.5, 0, 1) ** 0.8)
-    colour = np.where(
-        is_tooth[:, None],
-        tooth[:, None] * np.array([0.98, 0.95, 0.89]),
-        flesh[:, None] * np.array([0.78, 0.42, 0.40]),
-    )
-    return np.asarray(colour * white, np.float32)

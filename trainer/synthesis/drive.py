@@ -26,6 +26,8 @@ _STREAMS = ("pose", "shift", "gaze", "blink", "wide", "exp", "lip")
 _MIXTURES: tuple[dict[str, float], ...] = (
     {"mouthSmile": 0.9, "cheekSquint": 0.5, "eyeSquint": 0.3},
     {"mouthSmile": 0.6, "mouthDimple": 0.4},
+    {"mouthSmile": 0.9, "mouthUpperUp": 0.5, "mouthLowerDown": 0.4},
+    {"mouthStretch": 0.5, "mouthLowerDown": 0.7},
     {"browInnerUp": 0.9, "browOuterUp": 0.8},
     {"browInnerUp": 0.9, "mouthFrown": 0.5},
     {"browDown": 0.9, "noseSneer": 0.4, "eyeSquint": 0.3},
@@ -42,7 +44,10 @@ _MIXTURES: tuple[dict[str, float], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Largest motions relative to the still; wider ones fail on single pictures."""
+    """Largest motions relative to the still, and `whole_deg` (yaw, pitch, roll) in all.
+
+    What a still does not show smears from about 15 degrees of yaw on; validity says where.
+    """
 
     yaw_deg: float = 15.0
     pitch_deg: float = 11.0
@@ -50,6 +55,12 @@ class Ranges:
     shift_cm: float = 0.5
     gaze_yaw_deg: float = 18.0
     gaze_pitch_deg: float = 10.0
+    whole_deg: tuple[float, float, float] = (35.0, 20.0, 20.0)
+
+
+PLAIN = Ranges()
+#: As far as a head turns in front of a webcam.
+WIDE = Ranges(yaw_deg=30.0, pitch_deg=17.0, roll_deg=20.0, shift_cm=0.7)
 
 
 def drive_clip(
@@ -60,7 +71,7 @@ def drive_clip(
     ranges: Ranges | None = None,
 ) -> list[Drive]:
     """Motion of one clip at 25 fps; depends on `seed` only."""
-    r = ranges or Ranges()
+    r = ranges or PLAIN
     rng = {name: np.random.default_rng((*seed, i)) for i, name in enumerate(_STREAMS)}
     limits = np.radians([r.yaw_deg, r.pitch_deg, r.roll_deg])
     turn = _waves(rng["pose"], frames, limits)

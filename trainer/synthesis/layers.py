@@ -40,8 +40,8 @@ def _pixels(image: Any) -> F32:
 def person_mask(image: U8, face: NDArray[np.bool_], chin_y: float) -> F32:
     """Where the person is, (H, W) in 0..1, by GrabCut started from the face's own outline.
 
-    Sure: the face. Likely: a ring of hair around it and the shoulders below. Likely not: the
-    picture's upper and side borders far from the face. `chin_y` in pixels.
+    Sure: the face. Likely: a ring of hair around it and the shoulders below. Surely not: the
+    picture's upper and side borders beside the head. `chin_y` in pixels.
     """
     size = len(image)
     xs = np.nonzero(face)[1]
@@ -59,6 +59,8 @@ def person_mask(image: U8, face: NDArray[np.bool_], chin_y: float) -> F32:
     far = np.ones((size, size), bool)
     far[:, border:-border] = False
     far[int(chin_y) :] = False
+    # Hair often leaves the picture at the top: nothing above the head is sure.
+    far[:, max(int(middle - 1.15 * half), 0) : int(middle + 1.15 * half)] = False
     labels[far & (ring == 0)] = cv2.GC_BGD
     labels[cv2.erode(face.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0] = cv2.GC_FGD
     cv2.setRNGSeed(1)

@@ -9,6 +9,7 @@ is the source warped by the flow wherever the validity map is 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -17,15 +18,15 @@ from numpy.typing import NDArray
 from models.codes import DIMS, MotionCode
 from models.face import GROUPS, LANDMARKS, rotation
 from trainer.face_fit import GAZE_UNIT_DEG, PIVOT_CM
-from trainer.synthesis.actor import SIZE, Actor, Eye, Rig, pose_code
+from trainer.synthesis.actor import OVERSAMPLING, SIZE, Actor, Eye, Rig, at_skin, pose_code
 from trainer.synthesis.head import SKIN
+from trainer.synthesis.mouth import draw_band
 from trainer.synthesis.raster import rasterise
+from trainer.synthesis.shading import NOTHING, shade_sheet, shade_skin
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
-#: Drawn larger by this, then averaged down.
-OVERSAMPLING = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def deform(rig: Rig, actor: Actor, drive: Drive) -> F64:
 
 
 def render(rig: Rig, actor: Actor, drive: Drive) -> Frame:
-    """One frame; about 15 ms on one core."""
+    """One frame; the tests record how long it takes."""
     motion = _Motion(actor, drive)
     big = round(SIZE * OVERSAMPLING)
     points = deform(rig, actor, drive)
@@ -114,7 +115,7 @@ def render(rig: Rig, actor: Actor, drive: Drive) -> Frame:
     landmarks = _landmarks(rig, actor, motion, points)
     for side, eye in enumerate(actor.eyes):
         _draw_eye(canvas, actor, motion, eye, drive, landmarks, side)
-    _draw_mouth(canvas, rig, actor, xy, seen[:, 2], landmarks, drive)
+    _draw_mouth(canvas, rig, actor, motion, points, landmarks)
     _draw_skin(canvas, flow, valid, actor, drive, xy, seen[:, 2], big)
     _draw_lashes(canvas, landmarks, drive)
     pixels = cv2.resize(canvas, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
@@ -142,33 +143,27 @@ def _sample(image: F32, at: F32) -> F32:
 def _back(actor: Actor, motion: _Motion, big: int) -> tuple[F32, F32, F32]:
     """Background and sheet: canvas (H, W, 3), flow (H, W, 2), validity (H, W)."""
     placed = motion(actor.sheet, neck_weight(actor.sheet[:, 1], actor.sheet[:, 0]))
-    at, _ = rasterise(
+    at, near = rasterise(
         placed[:, :2] * OVERSAMPLING, placed[:, 2], actor.sheet_cells, actor.sheet_uv, big
     )
-    step = (np.arange(big) + 0.5) / OVERSAMPLING
-    here = np.stack(np.meshgrid(step, step), -1).astype(np.float32)
-    alpha = _sample(actor.mask, at)
-    canvas = _sample(actor.plate, here)
-    canvas += alpha[..., None] * (_sample(actor.behind, at) - canvas)
-    in_source = _sample(actor.covered, at)
-    mask_here = _sample(actor.mask, here)
-    on_sheet = alpha > 0.5
-    flow = np.where(on_sheet[..., None], at, here).astype(np.float32)
-    sheet_ok = (alpha > 0.98) & (in_source < 0.02)
-    valid = np.where(on_sheet, sheet_ok, (alpha < 0.02) & (mask_here < 0.02))
-    return canvas, flow, valid.astype(np.float32)
+    canvas, flow = actor.backdrop[..., :3].copy(), _places(big).copy()
+    valid = np.empty((big, big), np.float32)
+    shade_sheet(at, near, actor.layers, actor.backdrop[..., 3], canvas, flow, valid)
+    return canvas, flow, valid
+
+
+@cache
+def _places(big: int) -> F32:
+    """(big, big, 2): where every drawn pixel lies in the crop."""
+    step = (np.arange(big, dtype=np.float32) + 0.5) * SIZE / big
+    return np.stack(np.meshgrid(step, step), -1).astype(np.float32)
 
 
 def _landmarks(rig: Rig, actor: Actor, motion: _Motion, points: F64) -> F64:
     """(152, 2) pixels: skin by the mesh, irises as points of the turned balls (`_iris_points`)."""
-    head = rig.head
-    number = np.zeros(len(head.neutral), np.int64)
-    number[rig.active] = np.arange(len(rig.active))
-    corner, share = number[head.corner[SKIN]], head.share[SKIN]
-    at = np.einsum("kvc,kv->kc", points[corner], share)
-    base = np.einsum("kvc,kv->kc", actor.base[corner], share)
+    base = at_skin(rig, actor.base)
     out = np.zeros((LANDMARKS, 2))
-    out[SKIN] = motion(at, neck_weight(base[:, 1], base[:, 0]))[:, :2]
+    out[SKIN] = motion(at_skin(rig, points), neck_weight(base[:, 1], base[:, 0]))[:, :2]
     return out
 
 
@@ -228,38 +223,59 @@ def _draw_eye(
 
 
 def _draw_mouth(
-    canvas: F32, rig: Rig, actor: Actor, xy: F32, depth: F64, landmarks: F64, drive: Drive
+    canvas: F32, rig: Rig, actor: Actor, motion: _Motion, points: F64, landmarks: F64
 ) -> None:
-    """Darkness, tongue, gums and teeth between the lips."""
+    """Darkness, tongue and teeth between the lips."""
     ring = landmarks[GROUPS["lips_inner"]]
-    gap = ring[5, 1] - ring[15, 1]
-    if gap < 0.6:
+    gap = (ring[1:10, 1] - ring[19:10:-1, 1]).max()
+    if gap < 0.4:
         return
-    low = np.clip(np.floor((ring.min(0) - 3) * OVERSAMPLING).astype(int), 0, len(canvas))
-    high = np.clip(np.ceil((ring.max(0) + 3) * OVERSAMPLING).astype(int), 0, len(canvas))
-    size = int((high - low).max())
-    if size < 2:
+    low = np.clip(np.floor((ring.min(0) - 4) * OVERSAMPLING).astype(int), 0, len(canvas))
+    high = np.clip(np.ceil((ring.max(0) + 4) * OVERSAMPLING).astype(int), 0, len(canvas))
+    if (high - low < 2).any():
         return
-    shape = np.zeros((len(canvas), len(canvas)), np.uint8)
+    width, height = (high - low).tolist()
+    drawn = np.empty((height, width, 3), np.float32)
+    drawn[:] = actor.mouth.dark
+    jaw = jaw_motion(actor.base[rig.jaw], points[rig.jaw])
+    for band, move in (
+        (actor.mouth.tongue, jaw), (actor.mouth.lower, jaw), (actor.mouth.upper, None)
+    ):  # fmt: skip
+        at = band.points if move is None else band.points + to_affine(band.points) @ move
+        seen = motion(at, np.ones(len(at)))
+        seen[:, :2] *= OVERSAMPLING
+        draw_band(drawn, band, seen, low)
+    shape = np.zeros((height, width), np.uint8)
     grown = ring + 1.5 * np.sign(ring - ring.mean(0))
-    cv2.fillPoly(shape, [np.round(grown * OVERSAMPLING * 16).astype(np.int32)], 255, shift=4)
-    colour, near = rasterise(
-        xy - low.astype(np.float32), depth, rig.inner, actor.inner_colour, size
-    )
-    box = np.s_[low[1] : min(low[1] + size, len(canvas)), low[0] : min(low[0] + size, len(canvas))]
-    height, width = canvas[box].shape[:2]
-    dark = np.array([46.0, 18, 16], np.float32)
-    drawn = np.where((near > -1e5)[..., None], colour, dark)[:height, :width]
-    drawn = cv2.GaussianBlur(np.ascontiguousarray(drawn, np.float32), (0, 0), 0.9)
-    # The upper lip shades what is just below it.
+    path = np.round((grown * OVERSAMPLING - low) * 16).astype(np.int32)
+    cv2.fillPoly(shape, [path], (255,), shift=4)
+    # Lips and cheeks take light away near the rim, most under the upper lip.
+    inside = cv2.distanceTransform(shape, cv2.DIST_L2, 3) / (actor.fit.scale * OVERSAMPLING)
     top = np.interp(
         np.arange(width) + low[0], ring[10:20][::-1, 0] * OVERSAMPLING,
         ring[10:20][::-1, 1] * OVERSAMPLING,
     )  # fmt: skip
-    below = (np.arange(height)[:, None] + low[1] - top) / (0.4 * actor.fit.scale * OVERSAMPLING)
-    drawn *= np.clip(0.6 + 0.4 * below, 0.6, 1)[..., None]
-    inside = (shape[box] > 0)[..., None]
-    canvas[box] = np.where(inside, drawn, canvas[box])
+    below = (np.arange(height)[:, None] + low[1] - top) / (0.35 * actor.fit.scale * OVERSAMPLING)
+    shade = np.clip(0.62 + 0.38 * below, 0.62, 1) * np.clip(0.75 + 0.9 * inside, 0.75, 1)
+    drawn *= shade[..., None].astype(np.float32)
+    box = np.s_[low[1] : high[1], low[0] : high[0]]
+    canvas[box] = np.where(shape[..., None] > 0, drawn, canvas[box])
+
+
+def to_affine(points: F64) -> F64:
+    """(N, 3) -> (N, 4) with ones, for an affine motion (4, 3)."""
+    return np.concatenate([points, np.ones((len(points), 1))], 1)
+
+
+def jaw_motion(rest: F64, now: F64) -> F64:
+    """(4, 3): the affine displacement that the lower teeth (J, 3) have made; a jaw is stiff."""
+    middle = rest.mean(0)
+    design = to_affine(rest - middle)
+    # A little ridge keeps teeth that lie in a plane from being torn out of it.
+    gram = design.T @ design + np.diag([1e-3, 1e-3, 1e-3, 0]) * len(rest)
+    found = np.linalg.solve(gram, design.T @ (now - rest))
+    found[3] -= middle @ found[:3]
+    return np.asarray(found)
 
 
 def _draw_skin(
@@ -277,16 +293,12 @@ def _draw_skin(
         )
     value = np.concatenate([uv, actor.rim[:, None], actor.shown[:, None]], 1)
     at, near = rasterise(xy, depth, actor.skin, value, big)
-    alpha = at[..., 2]
-    colour = _sample(actor.source, np.ascontiguousarray(at[..., :2]))
-    canvas += alpha[..., None] * (colour - canvas)
-    on = alpha > 0.5
-    flow[on] = at[on, :2]
-    sure = (alpha > 0.999) & (at[..., 3] > 0.99)
-    valid[:] = np.where(sure, 1.0, np.where(alpha > 0, 0.0, valid))
+    shade_skin(at, near, actor.source, canvas, flow, valid)
     # What shows through the mesh's holes is eye or mouth, not the sheet behind.
-    drawn = (near > -1e5).astype(np.uint8)
-    filled = cv2.morphologyEx(drawn, cv2.MORPH_CLOSE, np.ones((31, 31), np.uint8))
+    drawn = (near > NOTHING).astype(np.uint8)
+    half = cv2.resize(drawn, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_NEAREST)
+    filled = cv2.morphologyEx(half, cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8))
+    filled = cv2.resize(filled, drawn.shape[::-1], interpolation=cv2.INTER_NEAREST)
     valid[(filled > 0) & (drawn == 0)] = 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.face import (
+    GROUPS,
     FaceModel,
     apply_transform,
     canonical_transform,
@@ -39,6 +41,12 @@ class Limits:
     smile: float = 0.4
     aperture: float = 0.14
     fit_px: float = 3.0
+    solidity: float = 0.93
+    """Share of its convex hull that the head's outline must fill: bites are hair taken for
+    background."""
+    crown: float = 0.18
+    """How far the outline must reach above the hairline, in face heights: hair that stays behind
+    when the head turns is worse than no picture."""
 
 
 def read_stills(root: Path) -> Arrays:
@@ -96,6 +104,27 @@ def calibrated_head(root: Path, stills: Arrays, face: FaceModel, *, count: int =
     return refine(head, pictures)
 
 
+def solidity(actor: Actor) -> float:
+    """How much of its convex hull the person's outline fills from the mouth upwards."""
+    mouth = int(np.clip(actor.landmarks[GROUPS["lips_inner"], 1].mean(), 8, SIZE))
+    shape = (actor.mask[:mouth] > 0.5).astype(np.uint8)
+    outlines, _ = cv2.findContours(shape, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hull = cv2.convexHull(np.concatenate(outlines))
+    return float(shape.sum() / max(cv2.contourArea(hull), 1.0))
+
+
+def crown(actor: Actor) -> float:
+    """How far the outline reaches above the face's oval, in face heights; 1 where hair leaves the
+    picture.
+    """
+    oval = actor.landmarks[GROUPS["oval"]]
+    middle, width = float(oval[:, 0].mean()), float(np.ptp(oval[:, 0]))
+    columns = slice(max(int(middle - 0.25 * width), 0), max(int(middle + 0.25 * width), 1))
+    mask = actor.mask[:, columns] > 0.5
+    top = float(np.median(np.where(mask.any(0), mask.argmax(0), SIZE)))
+    return 1.0 if top <= 2 else float((oval[:, 1].min() - top) / np.ptp(oval[:, 1]))
+
+
 def actors(
     root: Path, stills: Arrays, rig: Rig, rows: list[int], limits: Limits, dropped: Counter[str]
 ) -> Iterator[tuple[str, Actor]]:
@@ -108,9 +137,13 @@ def actors(
         if reason is None:
             crop, points = crop_still(path, stills["landmarks"][row])
             prior = blendshape_prior(rig.head, names, stills["blendshapes"][row])
-            actor = make_actor(rig, crop, points, prior)
-            if actor.fit.error_px < limits.fit_px:
+            seed = zlib.crc32(str(stills["still"][row]).encode())
+            actor = make_actor(rig, crop, points, prior, seed)
+            if actor.fit.error_px >= limits.fit_px:
+                reason = "bad fit"
+            elif solidity(actor) < limits.solidity or crown(actor) < limits.crown:
+                reason = "bad outline"
+            else:
                 yield str(stills["still"][row]), actor
                 continue
-            reason = "bad fit"
         dropped[reason] += 1

@@ -8,9 +8,11 @@ Row 0 is the still itself.
 
 from __future__ import annotations
 
+import time
+import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ from models.face import FaceModel
 from trainer.loader import Sample
 from trainer.packs import Arrays
 from trainer.synthesis.actor import SIZE, Actor, Rig, make_rig, source_code
-from trainer.synthesis.drive import Ranges, drive_clip
-from trainer.synthesis.render import Frame, render
+from trainer.synthesis.drive import PLAIN, Ranges, drive_clip
+from trainer.synthesis.render import Drive, Frame, render
 from trainer.synthesis.stills import Limits, actors, calibrated_head, read_stills
 from trainer.voices.lips import LipModel
 
@@ -74,8 +76,18 @@ def frames_of(
     ranges: Ranges | None = None,
 ) -> list[Frame]:
     """`count` frames of one clip, every `stride`-th of 25 fps."""
-    clip = drive_clip(seed, count * stride, lips, rig.face, ranges)
-    return [render(rig, actor, drive) for drive in clip[::stride]]
+    r = ranges or PLAIN
+    clip = drive_clip(seed, count * stride, lips, rig.face, r)
+    return [render(rig, actor, within(drive, actor, r)) for drive in clip[::stride]]
+
+
+def within(drive: Drive, actor: Actor, ranges: Ranges) -> Drive:
+    """The same motion, kept inside what a head may do in all: stills are turned themselves."""
+    most = np.radians(ranges.whole_deg)
+    # A still beyond the limit may stay where it is.
+    low, high = np.minimum(actor.fit.pose, -most), np.maximum(actor.fit.pose, most)
+    turned = np.clip(actor.fit.pose + drive.turn, low, high)
+    return replace(drive, turn=turned - actor.fit.pose)
 
 
 def sample_of(actor: Actor, frames: list[Frame]) -> Sample:
@@ -154,31 +166,54 @@ class _Shard:
         )
 
 
-def write(
-    studio: Studio, out: Path, *, identities: int, frames: int, seed: int, stride: int = 3
-) -> Counter[str]:
-    """Write `frames` frames of each of `identities` people; returns why stills were dropped.
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to write: up to `identities` people, `frames` of each, every `stride`-th of 25 fps.
+
+    `without` names people (file names of stills without ending) who must stay unseen; `minutes`
+    ends the work early, with whole people.
+    """
+
+    identities: int
+    frames: int
+    seed: int = 0
+    stride: int = 3
+    ranges: Ranges = PLAIN
+    without: Collection[str] = ()
+    minutes: float = float("inf")
+
+
+def write(studio: Studio, out: Path, order: Order) -> Counter[str]:
+    """Write people in motion; returns why stills were dropped.
 
     `out` opens as a `FrameCache` (kind "synth"); `flow.f16` (N, 256, 256, 2) in crop units of
     the still and `validity.u8` (N, 256, 256) lie beside, one row per frame. The first row of
     every person is the still.
     """
-    rows = np.random.default_rng(seed).permutation(len(studio.stills["still"])).tolist()
-    dropped: Counter[str] = Counter()
+    names = [Path(str(name)).stem for name in studio.stills["still"]]
+    rows = np.random.default_rng(order.seed).permutation(len(names)).tolist()
+    kept = [row for row in rows if names[row] not in order.without]
+    dropped: Counter[str] = Counter({"held out": len(rows) - len(kept)})
     shard = _Shard(out)
-    people = actors(studio.root, studio.stills, studio.rig, rows, Limits(), dropped)
-    for number in track(range(identities), description="people"):
+    people = actors(studio.root, studio.stills, studio.rig, kept, Limits(), dropped)
+    end = time.monotonic() + 60 * order.minutes
+    for _ in track(range(order.identities), description="people"):
         found = next(people, None)
-        if found is None:
+        if found is None or time.monotonic() > end:
             break
         name, actor = found
         pixels, landmarks, code = still_frame(actor)
         still = Frame(pixels, landmarks, code, _identity(), np.ones((SIZE, SIZE), np.float32))
-        moved = frames_of(studio.rig, studio.lips, actor, (seed, number), frames, stride=stride)
+        # A person's clip does not depend on who else is written.
+        seed = (order.seed, zlib.crc32(name.encode()))
+        moved = frames_of(studio.rig, studio.lips, actor, seed, order.frames,
+                          stride=order.stride, ranges=order.ranges)  # fmt: skip
+        person = Path(name).stem
         for at, frame in enumerate([still, *moved]):
             shard.add(
-                frame, kind="synth", clip=f"synth/{number}", person=Path(name).stem, frame=at,
-                landmarks=frame.landmarks, code=frame.code, shape=actor.shape,
+                frame, kind="synth", clip=f"synthesis/{order.seed}/{person}", person=person,
+                frame=at * order.stride, landmarks=frame.landmarks, code=frame.code,
+                shape=actor.shape,
             )  # fmt: skip
     shard.close(studio.rig.face, studio.stills["landmark_mirror_perm"].astype(np.int64))
     return dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.rates import FPS
+from trainer.speech import LIPS_FILE
 from trainer.voices.align import Word, align_speaker, features
 from trainer.voices.espeak import EspeakVoice, speak
 from trainer.voices.phonemes import SILENCE, Segment, close_after_pause
@@ -37,16 +39,25 @@ def word_phonemes(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     return tuple(s.phoneme for s in inner), tuple((length / length.sum()).tolist())
 
 
-def read_aligned(alignments: Path, cache_dir: Path) -> list[AlignedClip]:
-    """All clips of `speech.npz` that have word times, with their phonemes; about a minute."""
+def read_aligned(
+    alignments: Path, cache_dir: Path, only: Collection[str] | None = None
+) -> list[AlignedClip]:
+    """All clips of `speech.npz` that have word times, with their phonemes; about a minute.
+
+    `only` these names: enough of one speaker (fifty clips) for the Gaussians of the alignment.
+    """
     times = json.loads(alignments.read_text())["clips"]
     with np.load(cache_dir / "speech.npz", allow_pickle=False) as z:
         names = [str(n) for n in z["clip"]]
         offset, lip, samples = z["offset"].astype(int), z["lip"], z["samples"]
+    corrected = (cache_dir / "speech.npz").resolve().parent / LIPS_FILE
+    if corrected.exists():
+        with np.load(corrected) as z:
+            lip = z["lip"]
     dictionary: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {}
     clips, kept = [], []
     for i, name in enumerate(names):
-        if name not in times:
+        if name not in times or (only is not None and name not in only):
             continue
         words = []
         for start, end, text in times[name]:

@@ -1,7 +1,8 @@
 """What happens to a voice on its way to us: throat, room, noise, microphone, line.
 
 Every function takes and gives float32 (n,) at 16 kHz, keeps the length and moves nothing in
-time, so the mouth targets stay exact. `worn` draws a random chain of them.
+time, so the mouth targets stay exact. `worn` draws a random chain of them; `trainer.voices.throat`
+changes the speaker.
 """
 
 from __future__ import annotations
@@ -14,31 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.rates import MODEL_RATE_HZ
-from trainer.audio_stage import shift_voice
+from trainer.voices.throat import resample, throat
 
 F32 = NDArray[np.float32]
-
-
-def resample(samples: F32, rate_hz: int, to_hz: int = MODEL_RATE_HZ) -> F32:
-    """Change the rate by the spectrum; (n,) -> (round(n * to / from),)."""
-    if rate_hz == to_hz:
-        return samples
-    count = round(len(samples) * to_hz / rate_hz)
-    # Padding keeps the end from wrapping round to the beginning.
-    pad = rate_hz // 10
-    total = len(samples) + pad
-    total += -total % rate_hz
-    spectrum = np.fft.rfft(samples, total)
-    out_total = total * to_hz // rate_hz
-    out = np.fft.irfft(_fit(spectrum, out_total // 2 + 1), out_total) * (to_hz / rate_hz)
-    return out[:count].astype(np.float32)
-
-
-def _fit(spectrum: NDArray[np.complex128], bins: int) -> NDArray[np.complex128]:
-    """Cut or zero-pad to `bins`."""
-    if len(spectrum) >= bins:
-        return spectrum[:bins]
-    return np.pad(spectrum, (0, bins - len(spectrum)))
+#: Bits per second of the lines that `worn` speaks through.
+OPUS_RATES = (6_000, 8_000, 12_000, 16_000, 24_000)
 
 
 def equalise(rng: np.random.Generator, samples: F32, spread_db: float = 5.0) -> F32:
@@ -151,27 +132,22 @@ def _advance(samples: F32, count: int, length: int) -> F32:
     return np.pad(moved, (0, length - len(moved))).astype(np.float32)
 
 
-def throat(samples: F32, factor: float) -> F32:
-    """Pitch and vocal-tract length times `factor`, in step with the original to 2 ms.
+def other_speaker(rng: np.random.Generator) -> tuple[float, float]:
+    """Factors of pitch and vocal tract from a child's to a giant's.
 
-    The stretching filter of `shift_voice` runs up to 20 ms ahead above factor 1; the loudness
-    curves of both say by how much.
+    The pitch differs more between people than the tract, and both mostly together: women against
+    men 1.7 and 1.17.
     """
-    shifted = shift_voice(samples, factor)
-
-    def loudness(sound: F32) -> NDArray[np.float64]:
-        blocks = np.abs(sound[: len(sound) // 16 * 16]).reshape(-1, 16).mean(1)
-        smooth = np.convolve(np.log(blocks + 1e-4), np.hanning(32) / 16, "same")
-        return np.asarray(smooth - smooth.mean())
-
-    return _advance(shifted, 16 * _delay(loudness(shifted), loudness(samples), 60), len(samples))
+    pitch = float(np.exp(rng.uniform(np.log(0.72), np.log(1.9))))
+    tract = pitch**0.3 * float(np.exp(rng.uniform(-0.07, 0.07)))
+    return pitch, tract
 
 
 def worn(rng: np.random.Generator, samples: F32) -> F32:
     """A random voice, room, microphone, noise, level and line; never clips beyond [-1, 1]."""
     out = samples
     if rng.random() < 0.6:
-        out = throat(out, float(rng.uniform(0.8, 1.3)))
+        out = throat(out, *other_speaker(rng))
     if rng.random() < 0.8:
         out = equalise(rng, out)
     if rng.random() < 0.4:
@@ -182,5 +158,5 @@ def worn(rng: np.random.Generator, samples: F32) -> F32:
     out = np.clip(out / peak * rng.uniform(0.1, 1.0), -1, 1).astype(np.float32)
     if rng.random() < 0.35:
         lost = rng.random(len(out) // 320 + 8) < rng.choice([0.0, 0.02])
-        out = through_opus(out, int(rng.choice([8_000, 12_000, 16_000, 24_000])), lost=lost)
+        out = through_opus(out, int(rng.choice(OPUS_RATES)), lost=lost)
     return out

@@ -1,0 +1,75 @@
+"""Several frame caches opened as one: `python -m trainer.joined OUT CACHE [CACHE ...]`.
+
+OUT holds only `joined.json` (and links to the sound of the first cache that has any), so joining
+costs nothing. A cache may be cut to some kinds of data: `CACHE:grid,still`. The first one decides
+who is held out; those people are held out of the others too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILE = "joined.json"
+#: Files of the sound, which only one cache can give.
+_SOUND = ("speech.npz", "mel*.npz")
+
+
+class Rows:
+    """Some rows of several arrays as one; a row is read when it is asked for."""
+
+    def __init__(self, arrays: Sequence[NDArray[Any]], rows: Sequence[NDArray[np.int64]]) -> None:
+        self._arrays = arrays
+        self._which = np.repeat(np.arange(len(arrays)), [len(r) for r in rows])
+        self._row = np.concatenate(rows)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        return np.asarray(self._arrays[self._which[row]][self._row[row]])
+
+
+def parts_of(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """The caches that a folder stands for, each with the kinds to take; () is all."""
+    if not (folder / FILE).exists():
+        return [(folder, ())]
+    entries = json.loads((folder / FILE).read_text())
+    return [((folder / e["cache"]).resolve(), tuple(e["kinds"])) for e in entries]
+
+
+def join(out: Path, caches: list[str]) -> None:
+    """Write the folder `out` that stands for `caches` ("PATH" or "PATH:kind,kind").
+
+    Raises:
+        FileNotFoundError: a cache has no labels.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    places, entries = [], []
+    for name in caches:
+        path, _, kinds = name.partition(":")
+        if not (Path(path) / "labels.npz").exists():
+            raise FileNotFoundError(f"{path} is no frame cache: it has no labels.npz")
+        # Relative, so that the folders can move together.
+        relative = os.path.relpath(Path(path).resolve(), out.resolve())
+        places.append(relative)
+        entries.append({"cache": relative, "kinds": kinds.split(",") if kinds else []})
+    (out / FILE).write_text(json.dumps(entries, indent=1) + "\n")
+    heard = [out / place for place in places if (out / place / "speech.npz").exists()]
+    for pattern in _SOUND if heard else ():
+        for file in heard[0].glob(pattern):
+            link = out / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(file.resolve(), out.resolve()))
+
+
+if __name__ == "__main__":
+    import typer
+
+    typer.run(join)
