@@ -76,7 +76,7 @@ def load_part(networks: Networks, name: str, path: Path) -> None:
 
 def export(
     cache: Path, motion: Path, audio: Path, generator: Path, out: Path, version: str = "0.1.0",
-    metrics: Path | None = None, audio_gain: float = 1.4, pitch_gain: float = 1.18,
+    metrics: Path | None = None, audio_gain: float = 1.2, pitch_gain: float = 1.18,
 ) -> None:  # fmt: skip
     """Assemble, export, check parity and write the manifest."""
     networks, face = assemble(cache, motion, audio, generator)

@@ -27,11 +27,14 @@ from models.codes import CODE_DIM, DIMS, FACTOR_SLICES
 from models.config import ModelConfig
 from models.face import BASIS_DIM, CANONICAL_ORIGIN, GROUPS, LANDMARKS, FaceModel
 from models.networks.blocks import ConvBlock, ModulatedConv, ModulatedRes, ResBlock
-from models.networks.openings import APERTURE_MAPS, ApertureMaps, LidWarp, LipWarp
+from models.networks.openings import APERTURE_MAPS, ApertureMaps, LidWarp, LipWarp, lid_gap
+from models.networks.teeth import TEETH_MAPS, Teeth, chin_shift
 
 STYLE = 128
 C64, C32 = 48, 96
 GEOMETRY_MAPS = 12
+#: Lids of the widest eyes travel so many times as far as the mean's.
+LID_GAIN = 1.4
 _RIM = 24
 _CROWN = 20
 
@@ -101,16 +104,32 @@ class Geometry(nn.Module):
 
     def forward(self, shape_BK3: Tensor, code_BD: Tensor) -> Tensor:
         """Neutral shape (B, 152, 3) moved by codes (B, 58) -> control points (B, 196, 2)."""
-        lip, eye_and_exp = code_BD[:, : DIMS["lip"]], code_BD[:, FACTOR_SLICES["eye"].start :]
-        weights = torch.cat([lip, eye_and_exp], 1)
+        lip, start = code_BD[:, : DIMS["lip"]], FACTOR_SLICES["eye"].start
+        lids = code_BD[:, start : start + 2] * self.lid_gain(shape_BK3)
+        weights = torch.cat([lip, lids, code_BD[:, start + 2 :]], 1)
         moved = shape_BK3 + torch.einsum("br,rkc->bkc", weights, self.basis)
         size = len(shape_BK3)
         moved = torch.cat([moved, self.crown.expand(size, -1, -1)], 1)
         pose = code_BD[:, FACTOR_SLICES["pose"]]
-        turned = torch.matmul(moved, rotation(pose)[:, :2].transpose(1, 2))
-        turned = turned * pose[:, 5:6].exp()[:, None] * self.down
-        points = turned + self.origin + pose[:, None, 3:5]
+        points = torch.matmul(moved, self.camera(pose).transpose(1, 2)) + self.shift(pose)[:, None]
         return torch.cat([points, self.rim.expand(size, -1, -1)], 1)
+
+    def camera(self, pose_B6: Tensor) -> Tensor:
+        """(B, 2, 3) from the head frame to the picture, up to `shift`, in crop units."""
+        return rotation(pose_B6)[:, :2] * pose_B6[:, 5, None, None].exp() * self.down[:, None]
+
+    def shift(self, pose_B6: Tensor) -> Tensor:
+        """(B, 2) where the head frame's origin lies in the picture."""
+        return self.origin + pose_B6[:, 3:5]
+
+    def lid_gain(self, shape_BK3: Tensor) -> Tensor:
+        """(B, 2) how much more than the mean head's lids these must travel: 1 is shut for everyone.
+
+        Wide eyes would else stay open by two pixels of 256, with the iris shining through.
+        """
+        travel = lid_gap(self.basis[DIMS["lip"] : DIMS["lip"] + 2])
+        reach = torch.stack([travel[0, 0], travel[1, 1]]).clamp_max(-1e-3)
+        return (lid_gap(shape_BK3) / -reach).clamp(1.0, LID_GAIN)
 
 
 def _rim_points() -> Tensor:
@@ -205,7 +224,8 @@ class Motion:
     """Between flow and decoder, S = config.flow_size.
 
     flow (B, 2, 2S, 2S), the learned part of it at its own size, residual (B, 2, S, S),
-    features x (B, 32, S, S), hints (B, 12, S, S), apertures (B, 3, 2S, 2S), style (B, 128).
+    features x (B, 32, S, S), hints (B, 12, S, S), apertures (B, 3, 2S, 2S),
+    teeth (B, 15, 2S, 2S), lids' seam and zone (B, 2, 2S, 2S), style (B, 128).
     """
 
     flow: Tensor
@@ -213,6 +233,8 @@ class Motion:
     x: Tensor
     hints: Tensor
     apertures: Tensor
+    teeth: Tensor
+    lids: Tensor
     style: Tensor
 
     def window(self, left: int, top: int, size: int) -> Motion:
@@ -221,7 +243,8 @@ class Motion:
         fine = (..., slice(2 * top, 2 * (top + size)), slice(2 * left, 2 * (left + size)))
         return Motion(
             self.flow[fine], self.residual[part], self.x[part], self.hints[part],
-            self.apertures[fine], self.style,
+            self.apertures[fine], self.teeth[fine],
+            self.lids[fine], self.style,
         )  # fmt: skip
 
 
@@ -236,6 +259,7 @@ class Generator(nn.Module):
         self.apertures = ApertureMaps(2 * config.flow_size)
         self.lids = LidWarp(2 * config.flow_size)
         self.lips = LipWarp(2 * config.flow_size)
+        self.teeth = Teeth(2 * config.flow_size)
         self.style = nn.Sequential(
             nn.Linear(2 * CODE_DIM + 64, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE),
             nn.LeakyReLU(0.2),
@@ -249,7 +273,7 @@ class Generator(nn.Module):
         self.decode_in = ModulatedConv(C64 + 32 + GEOMETRY_MAPS + APERTURE_MAPS, 64, STYLE)
         self.decode_res = ModulatedRes(64, STYLE)
         self.to128 = nn.Conv2d(64, 32 * 4, 3, 1, 1)
-        self.at128 = ModulatedConv(32 + 3 + APERTURE_MAPS, 32, STYLE)
+        self.at128 = ModulatedConv(32 + 3 + APERTURE_MAPS + TEETH_MAPS + 1, 32, STYLE)
         self.to256 = nn.Conv2d(32, 4 * 4, 3, 1, 1)
 
     def forward(
@@ -300,9 +324,16 @@ class Generator(nn.Module):
         x = resize(self.flow_res(x, style), size)
         x = self.flow_up(torch.cat([x, hints], 1), style)
         residual = self.flow_out(x) * 0.05
-        flow = warp(coarse + residual, self.lids(driving, rest))
+        at_rest, lids = self.lids(driving, rest)
+        flow = warp(coarse + residual, at_rest)
         flow = self.lips(flow, driving, source)
-        return Motion(flow, residual, x, hints, self.apertures(driving), style)
+        apertures = self.apertures(driving)
+        pose = driving_code[:, FACTOR_SLICES["pose"]]
+        teeth = self.teeth(
+            shape, chin_shift(driving_code, self.geometry.basis), self.geometry.camera(pose),
+            self.geometry.shift(pose), apertures[:, :1],
+        )  # fmt: skip
+        return Motion(flow, residual, x, hints, apertures, teeth, lids, style)
 
     def decode(self, rgb128: Tensor, f64: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
         """Mask and RGB at twice the size of `motion.flow`, which may be a window of it."""
@@ -311,9 +342,11 @@ class Generator(nn.Module):
         moved = warp(f64, F.avg_pool2d(flow, 2))
         y = self.decode_in(torch.cat([moved, motion.x, motion.hints, places], 1), style)
         y = F.leaky_relu(F.pixel_shuffle(self.to128(self.decode_res(y, style)), 2), 0.2)
-        y = self.at128(torch.cat([y, warp(rgb128, flow), motion.apertures], 1), style)
-        y = F.pixel_shuffle(self.to256(y), 2)
-        return torch.sigmoid(y[:, 3:4] + 1.5), torch.sigmoid(y[:, :3])
+        seen = [warp(rgb128, flow), motion.apertures, motion.teeth, motion.lids[:, :1]]
+        y = F.pixel_shuffle(self.to256(self.at128(torch.cat([y, *seen], 1), style)), 2)
+        seam, zone = resize(motion.lids, y.shape[-1]).chunk(2, 1)
+        mask = torch.maximum(torch.sigmoid(y[:, 3:4] + 1.5), zone) * (1 - seam)
+        return mask, torch.sigmoid(y[:, :3])
 
 
 def _plane_turn(source_code: Tensor, driving_code: Tensor) -> Tensor:

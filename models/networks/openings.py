@@ -21,8 +21,12 @@ LID_CURVE_WIDTH = 0.008
 LIP_CURVE_WIDTH = 0.012
 #: Steepness of soft edges, per crop width: about one pixel of 256.
 SHARP = 300.0
-#: How far above the upper and below the lower lid the skin stretches.
+#: How far above the upper and below the lower lid the skin stretches; lashes and the line
+#: above them come along unstretched, or a shut eye would be a dark band.
 STRETCH_ABOVE, STRETCH_BELOW = 0.06, 0.035
+LASHES = 0.006
+#: Landmarks of lids lie inside their edges; a lid that closes shows none of what is that near.
+EDGE_ABOVE, EDGE_BELOW = 0.005, 0.003
 #: The white of the eye follows the iris up to this many iris radii from its centre.
 FOLLOW_RADII = 1.7
 #: How far around the lips the skin stretches, and how far beyond the corners.
@@ -85,6 +89,12 @@ class ApertureMaps(nn.Module):
         return torch.stack([inside[:, 0], eyes, drawn], 1)
 
 
+def lid_gap(shape_BK3: Tensor) -> Tensor:
+    """(B, 2) how far the lids of both eyes are apart in their middle, y of the head frame."""
+    starts = (GROUPS["eye_left"].start, GROUPS["eye_right"].start)
+    return torch.stack([shape_BK3[:, s + 12, 1] - shape_BK3[:, s + 4, 1] for s in starts], 1)
+
+
 def iris(points_BK2: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Centre (B, 2) and radius (B,) of the iris group `name`."""
     points = points_BK2[:, GROUPS[name]]
@@ -93,7 +103,12 @@ def iris(points_BK2: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 class LidWarp(nn.Module):
-    """Where every pixel of the driving frame lies in the same frame with the source's eyes.
+    """Where every pixel of the driving frame lies in the same frame with the source's eyes, and
+    where lids meet that are apart in the source.
+
+    There the flow must jump over the whole eye, and a sampled flow cannot: it would show the
+    eye once more, squeezed into a pixel or two. So the seam is the decoder's to draw; the rest
+    of the eye belongs to the warp, which keeps it sharp.
 
     Above the upper and below the lower lid the skin stretches to follow the lid; inside the
     opening the iris, and the white around it, shift with the gaze but never leave the
@@ -118,16 +133,23 @@ class LidWarp(nn.Module):
         lower = curve(points_BK2[:, self.lower], self.axis, LID_CURVE_WIDTH)[:, :, None]
         return torch.minimum(upper, lower), lower
 
-    def forward(self, driving_BK2: Tensor, rest_BK2: Tensor) -> Tensor:
-        """Control points with the driving and with the source's eyes -> positions (B, 2, S, S)."""
+    def forward(self, driving_BK2: Tensor, rest_BK2: Tensor) -> tuple[Tensor, Tensor]:
+        """Control points with the driving and with the source's eyes.
+
+        -> positions (B, 2, S, S); the seam and the zone of eyes and lids (B, 2, S, S) in [0, 1].
+        """
         x, y = self.axis[None, None, None, :], self.axis[None, None, :, None]
         top, bottom = self._curves(driving_BK2)
         top_rest, bottom_rest = self._curves(rest_BK2)
         above = torch.sigmoid((top - y) * 2 * SHARP)
         below = torch.sigmoid((y - bottom) * 2 * SHARP) * (1 - above)
         inside = (1 - above) * (1 - below)
-        skin_above = (top_rest - top) * torch.relu(1 - torch.relu(top - y) / STRETCH_ABOVE)
-        skin_below = (bottom_rest - bottom) * torch.relu(1 - torch.relu(y - bottom) / STRETCH_BELOW)
+        far = torch.relu(top - y - LASHES)
+        closing = (1 - (bottom - top) / (bottom_rest - top_rest).clamp_min(1e-3)).clamp(0, 1)
+        lift = top_rest - top - EDGE_ABOVE * closing
+        skin_above = lift * torch.relu(1 - far / STRETCH_ABOVE)
+        drop = bottom_rest - bottom + EDGE_BELOW * closing
+        skin_below = drop * torch.relu(1 - torch.relu(y - bottom) / STRETCH_BELOW)
         gaze_x, gaze_y = self._gaze(driving_BK2, rest_BK2)
         within = torch.minimum(torch.maximum(y + gaze_y, top_rest), bottom_rest) - y
         corners = driving_BK2[:, self.lower]
@@ -137,7 +159,16 @@ class LidWarp(nn.Module):
         shift_x = inside * gaze_x * span
         shift_y = (above * skin_above + below * skin_below + inside * within) * span
         ones = torch.ones_like(shift_x.sum(1))
-        return torch.stack([shift_x.sum(1) + x[:, 0] * ones, shift_y.sum(1) + y[:, 0] * ones], 1)
+        positions = [shift_x.sum(1) + x[:, 0] * ones, shift_y.sum(1) + y[:, 0] * ones]
+        # Two cells of the flow: as far as its interpolation reaches.
+        reach = 2.0 / len(self.axis)
+        narrow = (1.25 - 2 * (bottom - top) / reach).clamp(0, 1)
+        had = (1.5 * (bottom_rest - top_rest) / reach - 0.75).clamp(0, 1)
+        near = (2 - 2 * (y - (top + bottom) / 2).abs() / reach).clamp(0, 1)
+        seam = (narrow * had * near * span).sum(1, keepdim=True).clamp(0, 1)
+        off = torch.relu(top - y) / STRETCH_ABOVE + torch.relu(y - bottom) / STRETCH_BELOW
+        zone = ((2 - 2 * off).clamp(0, 1) * span).sum(1, keepdim=True).clamp(0, 1)
+        return torch.stack(positions, 1), torch.cat([seam, zone], 1)
 
     def _gaze(self, driving_BK2: Tensor, rest_BK2: Tensor) -> tuple[Tensor, Tensor]:
         """Shift of the eyeball's picture per pixel, x and y, each (B, 2, S, S)."""

@@ -23,7 +23,7 @@ def test_the_shipped_checkpoint_is_whole() -> None:
     manifest = checkpoint.manifest
     assert all(entry["licence"] for entry in manifest["data"])
     assert len(manifest["git_commit"]) == 40
-    assert min(manifest["training_steps"].values()) >= 1000
+    assert min(manifest["training_steps"].values()) >= 500, "of each network's last stage"
     assert manifest["metrics"], "the manifest says what was measured"
 
 

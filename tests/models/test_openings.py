@@ -9,7 +9,8 @@ from models.checkpoint import open_checkpoint
 from models.codes import CODE_DIM, FACTOR_SLICES
 from models.face import GROUPS
 from models.networks.generator import Geometry
-from models.networks.openings import ApertureMaps, LidWarp, LipWarp
+from models.networks.openings import ApertureMaps, LidWarp, LipWarp, lid_gap
+from models.networks.teeth import CHANNELS, GAIN, Teeth, chin_shift
 
 pytestmark = pytest.mark.unit
 
@@ -66,7 +67,7 @@ def test_a_shut_eye_and_mouth_are_not_open(geometry: Geometry) -> None:
 
 def test_the_same_eyes_move_nothing(geometry: Geometry) -> None:
     same = points(geometry)
-    found = LidWarp(SIZE)(same, same)[0].numpy()
+    found = LidWarp(SIZE)(same, same)[0][0].numpy()
     axis = (np.arange(SIZE) + 0.5) / SIZE
     x, y = np.meshgrid(axis, axis)
     # Inside an opening positions are held within the source's own lids: less than a pixel.
@@ -76,7 +77,7 @@ def test_the_same_eyes_move_nothing(geometry: Geometry) -> None:
 
 def test_closing_one_eye_pulls_its_lid_down_only(geometry: Geometry) -> None:
     rest, shut = points(geometry), points(geometry, left=1)
-    shift = LidWarp(SIZE)(shut, rest)[0] - LidWarp(SIZE)(rest, rest)[0]
+    shift = LidWarp(SIZE)(shut, rest)[0][0] - LidWarp(SIZE)(rest, rest)[0][0]
     down = -shift[1]
     left, right = box(rest, "eye_left"), box(rest, "eye_right")
     assert down[left].max() * 256 > 4, "the lid's pixels come from four pixels further up"
@@ -90,7 +91,7 @@ def test_closing_one_eye_pulls_its_lid_down_only(geometry: Geometry) -> None:
 def test_gaze_moves_the_iris_by_its_landmarks(geometry: Geometry) -> None:
     rest, right = points(geometry), points(geometry, gaze=0.8)
     wanted = (right - rest)[0, GROUPS["iris_left"]][0, 0]
-    positions = LidWarp(SIZE)(right, rest)[0]
+    positions = LidWarp(SIZE)(right, rest)[0][0]
     x, y = (right[0, GROUPS["iris_left"]][0] * SIZE).int().tolist()
     found = (x + 0.5) / SIZE - positions[0, y, x]
     assert abs(float(found - wanted)) < 0.15 * abs(float(wanted))
@@ -101,12 +102,102 @@ def test_both_are_differentiable_and_finite(geometry: Geometry) -> None:
     code = torch.zeros(1, CODE_DIM)
     code[0, EYE] = 1.0
     driving = geometry(shape, code)
-    total = (
-        ApertureMaps(SIZE)(driving).sum() + LidWarp(SIZE)(driving, geometry(shape, code * 0)).sum()
-    )
-    total.backward()
+    positions, lids = LidWarp(SIZE)(driving, geometry(shape, code * 0))
+    (ApertureMaps(SIZE)(driving).sum() + positions.sum() + lids.sum()).backward()
     assert shape.grad is not None
     assert torch.isfinite(shape.grad).all()
+
+
+def test_wide_eyes_shut_completely_and_others_as_before(geometry: Geometry) -> None:
+    wide = geometry.mean[None].clone()
+    for name in ("eye_left", "eye_right"):
+        eye = wide[0, GROUPS[name]]
+        eye[:, 1] = eye[:, 1].mean() + 1.25 * (eye[:, 1] - eye[:, 1].mean())
+    code = torch.zeros(1, CODE_DIM)
+    open_, before = lid_gap(wide), lid_gap(geometry.mean[None])
+    assert (open_ > 1.2 * before).all()
+    code[0, EYE : EYE + 2] = 1
+    for shape in (wide, geometry.mean[None]):
+        shut = geometry(shape, code)[0]
+        for name in ("eye_left", "eye_right"):
+            lower, upper = shut[GROUPS[name]][4, 1], shut[GROUPS[name]][12, 1]
+            assert (lower - upper) * 256 < 0.7, "in pixels; crossing is held by the curves"
+    assert (geometry.lid_gain(geometry.mean[None] * 0.9) == 1).all(), "never less than the mean"
+
+
+def test_the_seam_is_where_lids_meet_that_were_apart(geometry: Geometry) -> None:
+    rest, shut, half = (points(geometry, left=c) for c in (0.0, 1.0, 0.4))
+    lids = LidWarp(SIZE)
+    assert lids(rest, rest)[1][0, 0].max() == 0
+    assert lids(half, rest)[1][0, 0, :, SIZE // 2 - 20 : SIZE // 2 - 8].max() < 0.3
+    seam, zone = lids(shut, rest)[1][0]
+    left, right = box(rest, "eye_left"), box(rest, "eye_right")
+    assert seam[left].max() > 0.9
+    assert seam[right].max() == 0
+    assert (zone[seam > 0.5] > 0.9).all()
+    assert zone[box(rest, "nose")].mean() < 0.05
+    # The squeezed eye lies where neighbouring rows of the flow are further apart than the eye
+    # is high in half; exactly there the seam is drawn.
+    rows = lids(shut, rest)[0][0, 1]
+    jump = (rows[1:] - rows[:-1]) * 256
+    for column in range(left[1].start + 4, left[1].stop - 4):
+        if jump[:, column].max() > 4:
+            at = int(jump[:, column].argmax())
+            assert seam[at : at + 2, column].max() > 0.6, "less towards the corners"
+
+
+@torch.no_grad()
+def teeth_of(geometry: Geometry, teeth: Teeth, yaw: float = 0.0, jaw: float = 0.0) -> Tensor:
+    """All maps, as seen through a mouth that is open everywhere."""
+    code = torch.zeros(1, CODE_DIM)
+    code[0, 0], code[0, FACTOR_SLICES["pose"].start] = jaw, yaw
+    pose = code[:, FACTOR_SLICES["pose"]]
+    return teeth(
+        geometry.mean[None], chin_shift(code, geometry.basis), geometry.camera(pose),
+        geometry.shift(pose), torch.ones(1, 1, SIZE, SIZE),
+    )[0]  # fmt: skip
+
+
+def centre(image: Tensor) -> Tensor:
+    """(x, y) centre of mass in crop units."""
+    weight = image.abs() / image.abs().sum()
+    axis = (torch.arange(SIZE) + 0.5) / SIZE
+    return torch.stack([(weight.sum(0) * axis).sum(), (weight.sum(1) * axis).sum()])
+
+
+def test_upper_teeth_stay_in_the_head_and_lower_ones_follow_the_jaw(geometry: Geometry) -> None:
+    teeth = Teeth(SIZE)
+    with torch.no_grad():
+        teeth.rows.fill_(1 / GAIN)
+    still, spoken = teeth_of(geometry, teeth), teeth_of(geometry, teeth, jaw=1.5)
+    upper, lower = slice(0, CHANNELS), slice(CHANNELS, 2 * CHANNELS)
+    torch.testing.assert_close(still[upper], spoken[upper])
+    code = torch.zeros(1, CODE_DIM)
+    code[0, 0] = 1.5
+    wanted = -float(chin_shift(code, geometry.basis)[0, 1])
+    moved = centre(spoken[lower].sum(0)) - centre(still[lower].sum(0))
+    assert wanted * 256 > 3
+    assert float(moved[1]) == pytest.approx(wanted, abs=1 / 256)
+    assert abs(float(moved[0])) < 1 / 256
+
+
+@torch.no_grad()
+def test_teeth_turn_with_the_head_and_are_seen_through_the_opening_only(
+    geometry: Geometry,
+) -> None:
+    teeth = Teeth(SIZE)
+    with torch.no_grad():
+        teeth.rows.fill_(1 / GAIN)
+    straight, turned = (teeth_of(geometry, teeth, yaw=y)[0] for y in (0.0, 0.5))
+    widths = [float((image > 0.5).any(0).sum()) for image in (straight, turned)]
+    assert widths[1] / widths[0] == pytest.approx(np.cos(0.5), abs=0.08)
+    mouth = points(geometry, jaw=2)
+    opening = ApertureMaps(SIZE)(mouth)[:, :1]
+    pose = torch.zeros(1, 6)
+    seen = teeth(geometry.mean[None], torch.zeros(1, 3), geometry.camera(pose),
+                 geometry.shift(pose), opening)  # fmt: skip
+    assert seen[0, :, opening[0, 0] < 1e-4].abs().max() < 1e-3
+    assert seen[0, 0][box(mouth, "lips_inner")].max() > 0.9
 
 
 def grid() -> torch.Tensor:

@@ -51,7 +51,7 @@ def probes(
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))]
     read = []
     for row in rows:
-        read.append(engine.motion(np.asarray(cache.pixels[row])).code.concat())
+        read.append(engine.motion(np.asarray(cache.pixels[int(row)])).code.concat())
         on_done()
     if not read:
         return {}
@@ -90,7 +90,7 @@ def speech_in_codes(
         signal = samples[offset[i] * 640 : offset[i + 1] * 640].astype(np.float32)
         lip = lip_codes(signal, frames, engine)
         for row in np.flatnonzero(cache.clip == clip):
-            code = engine.motion(np.asarray(cache.pixels[row])).code
+            code = engine.motion(np.asarray(cache.pixels[int(row)])).code
             read.append(code.concat())
             spoken.append(lip[min(int(cache.frame[row]), frames - 1)])
             groups.append(clip)
