@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.codes import FACTOR_SLICES
 from models.config import ModelConfig
@@ -29,6 +30,7 @@ from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
 from trainer.losses.flow import landmark_flow, picture_difference, smooth_residual
 
 U8 = NDArray[np.uint8]
+_SHAPE_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +114,15 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
 def exact_shape(face: nn.Module, shape: Tensor, code: Tensor, landmarks: Tensor) -> Tensor:
     """Shift a neutral shape in the image plane so that it projects on the given landmarks.
 
-    That is what enrolment does (`FaceModel.lift`); (B, 152, 3), (B, 58), (B, 152, 2).
+    That is what enrolment does (`FaceModel.lift`); (B, 152, 3), (B, 58), (B, 152, 2). How far
+    lids travel depends on the shape itself, so a few rounds are needed when they are half shut.
     """
-    seen = face(shape, code)[:, :152]
     pose = code[:, FACTOR_SLICES["pose"]]
-    plane = (landmarks - seen) * landmarks.new_tensor([1.0, -1.0]) / pose[:, 5:6].exp()[:, None]
-    lifted = torch.cat([plane, torch.zeros_like(plane[..., :1])], -1)
-    return shape + torch.matmul(lifted, rotation(pose))
+    scale, turn = pose[:, 5:6].exp()[:, None], rotation(pose)
+    for _ in range(_SHAPE_ROUNDS):
+        plane = (landmarks - face(shape, code)[:, :152]) * landmarks.new_tensor([1.0, -1.0]) / scale
+        shape = shape + torch.matmul(F.pad(plane, (0, 1)), turn)
+    return shape
 
 
 class GeneratorStep:

@@ -32,6 +32,8 @@ EXACT = frozenset(
      "ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare", "InstanceNormalization",
      "LayerNormalization"}
 )  # fmt: skip
+#: Operands of these have one batch size: constants among them are repeated.
+_ONE_BATCH = frozenset({"Concat", "GridSample"})
 #: Inputs that are float32 by definition, whatever the node computes in.
 _FIXED_INPUTS = {"Resize": (1, 2, 3)}
 _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -121,7 +123,7 @@ def dynamic_batch(model: ModelProto) -> None:
             scales = [_scale(a, b) for a, b in zip(before[1:], after[1:], strict=True)]
             values[name := f"resize/{number}"] = np.array([1, *scales], np.float32)
             _set_inputs(node, [node.input[0], "", name])
-        elif node.op_type == "Concat" and dependent & set(node.input):
+        elif node.op_type in _ONE_BATCH and dependent & set(node.input):
             fixed = [i for i in node.input if i not in dependent]
             for name in fixed:
                 nodes.append(helper.make_node("Expand", [name, f"{BATCH}/size{len(shapes[name])}"],
