@@ -136,8 +136,10 @@ class RenderWorker:
         if self._watchdog is not None:
             raise RuntimeError("the render worker runs already")
         self._spawn("load")
-        self._watchdog = threading.Thread(target=self._watch, name="render-watchdog", daemon=True)
-        self._watchdog.start()
+        watchdog = threading.Thread(target=self._watch, name="render-watchdog", daemon=True)
+        watchdog.start()
+        # Known only once it runs: a load that fails at once ends the threads it knows of.
+        self._watchdog = watchdog
 
     def wait_ready(self, timeout_s: float | None = None) -> Engine:
         """Block until the first engine is loaded; return it, for its name and configuration only.

@@ -58,7 +58,8 @@ def test_every_network_compiles_ahead_of_time(
         assert len(plan) == record.plan_bytes
         assert hashlib.sha256(plan).hexdigest() == record.plan_sha256
         parameters = checkpoint.manifest["parameters"][name]
-        assert 1.5 * parameters < len(plan) < 2.5 * parameters + 10_000_000, "float16 weights"
+        # Weights in float16; the rest are kernels, of which small graphs need many as well.
+        assert 1.5 * parameters < len(plan) < 2.5 * parameters + 16_000_000, "float16 weights"
         assert record.parity_error is None, "no card was there to compare"
         assert max(record.conversion_error.values()) < build.TOLERANCE
     assert_tensors(manifest)

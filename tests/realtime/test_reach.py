@@ -52,9 +52,11 @@ def stun_server() -> Iterator[int]:
     try:
         yield transport.get_extra_info("sockname")[1]
     finally:
-        loop.call_soon_threadsafe(transport.close)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        transport.close()
+        # The socket itself is closed in the loop's next turn.
+        loop.run_until_complete(asyncio.sleep(0))
         loop.close()
 
 
