@@ -192,7 +192,7 @@ def serve_app(settings: Settings) -> Any:
 
     def load() -> Engine:
         return load_engine(
-            settings.engine, settings.checkpoint, settings.threads, settings.precision
+            settings.engine, settings.checkpoint, settings.inference_threads, settings.precision
         )
 
     return create_app(settings, engine_factory=load)

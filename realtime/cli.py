@@ -36,7 +36,7 @@ Checkpoint = Annotated[
 Precision = Annotated[
     PrecisionChoice, typer.Option(help="Numbers of the CPU engine; auto: INT8 where it is quick.")
 ]
-Threads = Annotated[int, typer.Option(help="Inference threads; 0: the engine chooses.", min=0)]
+Threads = Annotated[int, typer.Option(help="Inference threads; 0: by the processor.", min=0)]
 
 
 def fail(message: str) -> typer.Exit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import socket
 import sys
 from collections.abc import Callable
@@ -58,6 +59,10 @@ class AnnouncingServer(uvicorn.Server):
             self.failure = error
             self.should_exit = True
         else:
+            # What is loaded now stays: looking through it once more would stop all threads for
+            # a frame or two, in the middle of a conversation.
+            gc.collect()
+            gc.freeze()
             self._announce()
 
 
@@ -83,7 +88,7 @@ def run_server(
 
     def load() -> Engine:
         return load_engine(
-            settings.engine, settings.checkpoint, settings.threads, settings.precision
+            settings.engine, settings.checkpoint, settings.inference_threads, settings.precision
         )
 
     if settings.processes > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ PrecisionChoice = Literal["auto", "float32", "int8"]
 _ORIGIN = re.compile(r"^https?://[\w.-]+(:\d{1,5})?$|^https?://\[[0-9a-fA-F:]+\](:\d{1,5})?$")
 RtcChoice = Literal["visavis", "stock"]
 MIN_VIDEO_BPS = 100_000
+#: Up to so many cores, one is left to event loop and codecs.
+SMALL_CORES = 4
 ROOT = Path(__file__).resolve().parent.parent
 WEB_DIR = ROOT / "web"
 
@@ -31,7 +34,7 @@ class Settings:
     precision: PrecisionChoice = "auto"
     """`auto`: INT8 where checkpoint and processor have it."""
     threads: int = 0
-    """Inference threads; 0 lets the engine choose."""
+    """Inference threads; 0: see `inference_threads`."""
     max_size_px: int = 512
     max_sessions: int = 4
     """Upper bound; fewer are let in where they were measured not to fit (`realtime.admission`)."""
@@ -109,6 +112,17 @@ class Settings:
                 raise ValueError(f"playout delay must be 0 to 10000 ms in order, got {low}-{high}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("TLS needs both a certificate and a key")
+
+    @property
+    def inference_threads(self) -> int:
+        """`threads`; for 0 on a small processor all cores but one, else 0: the engine chooses.
+
+        Two threads that wait for each other after every layer, on two cores that event loop and
+        codecs need as well, are no faster in the middle and twice as slow at the 95th percentile
+        as one thread (measured; realtime/DESIGN.md).
+        """
+        cores = os.cpu_count() or 1
+        return self.threads or (max(1, cores - 1) if cores <= SMALL_CORES else 0)
 
     @property
     def loopback(self) -> bool:

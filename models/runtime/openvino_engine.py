@@ -35,7 +35,11 @@ class OpenVINOEngine(BaseEngine):
         except ImportError as error:
             raise EngineError("openvino is not installed: pip install openvino") from error
         core = openvino.Core()
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        # Not pinned: a thread whose core another one uses may go on on a free one.
+        options = {
+            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": "NO",
+        }  # fmt: skip
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
         able = "INT8" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
