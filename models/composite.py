@@ -39,12 +39,12 @@ def compose(drawing: Drawing, source: NDArray[np.uint8], size: int) -> NDArray[n
     """
     if source.shape != (size, size, 3):
         raise ValueError(f"source must be ({size}, {size}, 3), got {source.shape}")
-    # Flow is in [0, 1]; a pixel's centre lies at +0.5.
-    positions = cv2.resize(drawing.flow, (size, size), interpolation=cv2.INTER_LINEAR)
-    positions = positions * np.float32(size) - np.float32(0.5)
-    x, y = cv2.split(positions)
-    warped = cv2.remap(source, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    mask, drawn = drawing.mask, np.clip(drawing.rgb * 255 + 0.5, 0, 255).astype(np.uint8)
+    # Flow is in [0, 1]; a pixel's centre lies at +0.5. Scaled before it grows: 16 times fewer.
+    coarse = drawing.flow * np.float32(size) - np.float32(0.5)
+    positions = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
+    warped = cv2.remap(source, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+    # Saturating, to the nearest; nothing is negative.
+    mask, drawn = drawing.mask, cv2.convertScaleAbs(drawing.rgb, alpha=255)
     if size != mask.shape[0]:
         mask = np.asarray(cv2.resize(mask, (size, size), interpolation=cv2.INTER_LINEAR))
         drawn = np.asarray(cv2.resize(drawn, (size, size), interpolation=cv2.INTER_CUBIC))
