@@ -89,12 +89,25 @@ async def call(chromium: str, codec: str) -> tuple[Recorder, str, dict[str, Any]
                 async with asyncio.timeout(20):
                     await ours.connected.wait()
                     await speak(ours)
-                stats = await page.evaluate(STATS)
+                stats = await settled(page)
                 ours.reasons.append(repr(ours.peer.stats()))
                 return ours, answer, stats
             finally:
                 await ours.peer.close()
                 await browser.close()
+
+
+async def settled(page: Any) -> dict[str, Any]:
+    """The browser's statistics once it has played what arrived and estimates its own way out."""
+    before, stats = -1, await page.evaluate(STATS)
+    async with asyncio.timeout(20):
+        while stats["in_audio"][
+            "jitterBufferEmittedCount"
+        ] > before or "availableOutgoingBitrate" not in stats.get("pair", {}):
+            before = stats["in_audio"]["jitterBufferEmittedCount"]
+            await asyncio.sleep(0.2)
+            stats = await page.evaluate(STATS)
+    return dict(stats)
 
 
 async def speak(ours: Recorder) -> None:
