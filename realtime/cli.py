@@ -36,6 +36,10 @@ Checkpoint = Annotated[
 Precision = Annotated[
     PrecisionChoice, typer.Option(help="Numbers of the CPU engine; auto: INT8 where it is quick.")
 ]
+Mark = Annotated[
+    bool,
+    typer.Option("--mark", envvar="VISAVIS_MARK", help='Show "AI" in the corner of every picture.'),
+]
 Threads = Annotated[int, typer.Option(help="Inference threads; 0: by the processor.", min=0)]
 
 
@@ -103,6 +107,7 @@ def serve(
     sessions_per_address: Annotated[
         int, typer.Option(help="Conversations of one address; 0: no limit.", min=0)
     ] = 0,
+    mark: Mark = False,
     trace: Annotated[bool, typer.Option("--trace", help="Trace every session.")] = False,
     stamp: Annotated[bool, typer.Option("--stamp", hidden=True)] = False,
 ) -> None:
@@ -126,6 +131,7 @@ def serve(
             processes=min(processes, max_sessions), allowed_origins=tuple(allowed_origin or ()),
             trusted_proxies=tuple(trusted_proxy or ()),
             max_sessions_per_address=sessions_per_address, trace=trace, stamp=stamp,
+            mark=mark,
         )  # fmt: skip
     except ValueError as error:
         raise fail(str(error)) from None
@@ -174,6 +180,7 @@ def render(
     checkpoint: Checkpoint = None,
     threads: Threads = 0,
     precision: Precision = "auto",
+    mark: Mark = False,
 ) -> None:
     """Make a video file with the live pipeline."""
     from models.checkpoint import CheckpointError
@@ -183,7 +190,7 @@ def render(
     options = RenderOptions(
         portrait=portrait, audio=audio, output=output, pose=pose, eyes=eyes,
         expression=expression, lip=lip, size=size, engine=engine, checkpoint=checkpoint,
-        threads=threads, precision=precision,
+        threads=threads, precision=precision, mark=mark,
     )  # fmt: skip
     try:
         report = render_with_progress(options)

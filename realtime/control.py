@@ -20,6 +20,7 @@ from realtime.protocol import (
     Recenter,
     ServerMessage,
     SetGain,
+    SetMark,
     SetSlider,
     SetSource,
     State,
@@ -38,8 +39,14 @@ class Control:
     """Applies the messages of one client to one pipeline. Belongs to the session's loop."""
 
     def __init__(
-        self, pipeline: Pipeline, clock: Callable[[], float], limits: Limits = LIMITS
+        self,
+        pipeline: Pipeline,
+        clock: Callable[[], float],
+        limits: Limits = LIMITS,
+        *,
+        mark_required: bool = False,
     ) -> None:
+        """`mark_required`: the pictures' mark cannot be switched off."""
         self.client_stats: ClientStats | None = None
         """What the receiver measured last."""
         self.acted_at = clock()
@@ -47,6 +54,7 @@ class Control:
         self._pipeline = pipeline
         self._clock = clock
         self._limits = limits
+        self._mark_required = mark_required
         self._rate = RateLimit(limits.messages_per_s, limits.message_burst, clock)
         self._reports = RateLimit(REPORTS_PER_S, REPORT_BURST, clock)
         self._warned_at = float("-inf")
@@ -82,9 +90,10 @@ class Control:
 
     def state(self) -> State:
         """Sources, gains and pause as they are now."""
-        return State(self._pipeline.paused, self._pipeline.states())
+        pipeline = self._pipeline
+        return State(pipeline.paused, pipeline.states(), pipeline.marked)
 
-    def _apply(self, message: SetSource | SetGain | SetSlider | Pause | Recenter) -> None:
+    def _apply(self, message: SetSource | SetGain | SetSlider | Pause | SetMark | Recenter) -> None:
         pipeline = self._pipeline
         if isinstance(message, SetSource):
             pipeline.set_source(message.factor, message.source, message.name, message.fade_ms)
@@ -94,6 +103,10 @@ class Control:
             pipeline.set_sliders(message.factor, message.values)
         elif isinstance(message, Pause):
             pipeline.set_paused(message.paused)
+        elif isinstance(message, SetMark):
+            if self._mark_required and not message.marked:
+                raise ValueError("This server marks every picture as made by AI.")
+            pipeline.marked = message.marked
         else:
             pipeline.recenter()
 

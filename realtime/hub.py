@@ -261,7 +261,8 @@ class Hub:
             prefix=settings.session_prefix,
             stamp=settings.stamp,
             trace=settings.trace,
-        )
+            marked=request.marked, mark_required=settings.mark,
+        )  # fmt: skip
 
     def session(self, id: str, token: str | None) -> Session:
         """Find a session and check its token. Raises NotFound, Unauthorized, ForbiddenError."""

@@ -22,6 +22,7 @@ from typing import Protocol
 import av
 import numpy as np
 
+from models.mark import put_mark
 from models.rates import FRAME_SAMPLES_48K, FRAME_TICKS_90K
 from realtime.pacing import AudioPacer, SkewMeter
 from realtime.pipeline import Pipeline, Tick
@@ -233,6 +234,8 @@ class Link:
         if (trace := self._owner.trace) is not None:
             ready_ns = self._inflight.get(frame.frame_index, (0, 0))[1]
             trace.stages(frame.frame_index, ready_ns, frame.spans, self._clock())
+        if self._pipeline.marked:
+            put_mark(frame.i420)
         if self._stamp:
             stamp(frame.i420, frame.frame_index)
         self._peer.send_frame(frame.i420, frame.frame_index)

@@ -104,6 +104,8 @@ class Pipeline:
         """`sources` gives kind and name (of a preset or clip) of the factors that shall not
         start with `DEFAULT_SOURCES`. Raises SourceError."""
         self.stats = PipelineStats()
+        self.marked = False
+        """Whether the finished pictures shall carry the visible mark (`models.mark`)."""
         self._appearance, self._portrait = portrait.appearance, portrait.image
         self._source = warp_source(portrait.image, size)
         self._config, self._clock = config, clock

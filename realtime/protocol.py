@@ -65,6 +65,12 @@ class Pause(Message, tag="pause", frozen=True):
     paused: bool
 
 
+class SetMark(Message, tag="set_mark", frozen=True):
+    """Lay the visible mark "AI" over every picture, or leave it out where the server allows."""
+
+    marked: bool
+
+
 class Recenter(Message, tag="recenter", frozen=True):
     """Take the person's present webcam pose and face as neutral."""
 
@@ -97,7 +103,7 @@ class ClientStats(Message, tag="client_stats", frozen=True):
     packets_lost: ReceiverCount = 0
 
 
-ClientMessage = SetSource | SetGain | SetSlider | Pause | Recenter | Ping | ClientStats
+ClientMessage = SetSource | SetGain | SetSlider | Pause | SetMark | Recenter | Ping | ClientStats
 
 
 # --- server to client ---------------------------------------------------------------
@@ -138,13 +144,17 @@ class Hello(Message, tag="hello", frozen=True):
     sliders: dict[Factor, list[Slider]]
     allowed_sources: dict[Factor, list[SourceKind]]
     factors: list[FactorState]
+    mark_required: bool = False
+    """The server marks every picture; `set_mark` cannot change that."""
 
 
 class State(Message, tag="state", frozen=True):
-    """Sent after every change of sources, gains or pause."""
+    """Sent after every change of sources, gains, pause or mark."""
 
     paused: bool
     factors: list[FactorState]
+    marked: bool = False
+    """Whether the pictures carry the visible mark."""
 
 
 class StageMs(msgspec.Struct, frozen=True):
@@ -217,6 +227,8 @@ class SessionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     portrait: Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9_-]+$")]
     sources: dict[Factor, SourceChoice] = {}
     size: Literal[256, 384, 512] = 512
+    marked: bool = False
+    """Begin with the visible mark in the picture."""
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.codes import Factor
 from models.composite import compose
+from models.mark import put_mark
 from models.portrait import Portrait, PortraitError, decode_image, prepare_portrait
 from models.rates import FPS, FRAME_SAMPLES_48K
 from models.runtime import EngineName, Precision, load_engine
@@ -78,6 +79,8 @@ class RenderOptions:
     threads: int = 0
     precision: Precision = "auto"
     seed: int = 0
+    mark: bool = False
+    """Lay the visible mark over every picture."""
     portrait_dirs: tuple[Path, ...] = (PORTRAIT_DIR,)
 
 
@@ -133,7 +136,8 @@ def render_file(
         part = options.output.with_name(options.output.name + ".part")
         try:
             with Mp4Writer(part, options.size, audio.channels) as writer:
-                report = _run(pipeline, engine, parts, audio, writer, on_progress)
+                encoder = _Encoder(engine, parts, writer, options.mark)
+                report = _run(pipeline, encoder, audio, on_progress)
             part.replace(options.output)
         except (OSError, av.FFmpegError) as error:
             raise RenderError(f"{options.output} cannot be written: {error}.") from error
@@ -292,17 +296,12 @@ def _make_pipeline(
 
 
 def _run(
-    pipeline: Pipeline,
-    engine: Engine,
-    parts: RenderParts,
-    audio: AudioFile,
-    writer: Mp4Writer,
-    on_progress: OnProgress,
+    pipeline: Pipeline, encoding: _Encoder, audio: AudioFile, on_progress: OnProgress
 ) -> RenderReport:
     """Push all sound through the pipeline and write what comes out."""
     started = time.monotonic_ns()
     samples = 0
-    with _Encoder(engine, parts, writer) as encoder:
+    with encoding as encoder:
         for pcm in audio.chunks():
             encoder.sound(pcm)
             for tick in pipeline.push_audio(pcm, samples):
@@ -319,7 +318,7 @@ def _run(
             samples += len(silence)
             on_progress("rendering", encoder.pictures, total)
     wall_s = (time.monotonic_ns() - started) / 1e9
-    return RenderReport(total, total / FPS, wall_s, engine.name, encoder.stages.summary())
+    return RenderReport(total, total / FPS, wall_s, encoder.engine.name, encoder.stages.summary())
 
 
 @dataclass(slots=True)
@@ -333,6 +332,7 @@ class _Encoder:
     engine: Engine
     parts: RenderParts
     writer: Mp4Writer
+    marked: bool = False
     pictures: int = 0
     stages: StageRecorder = field(default_factory=lambda: StageRecorder(capacity=4096))
     _waiting: list[RenderJob] = field(default_factory=list)
@@ -413,6 +413,8 @@ class _Encoder:
 
     def _write_picture(self, frame_index: int, i420: Pixels) -> dict[str, int]:
         start = time.monotonic_ns()
+        if self.marked:
+            put_mark(i420)
         self.writer.picture(i420, frame_index)
         return {"encode": time.monotonic_ns() - start}
 

@@ -76,6 +76,7 @@ class Session:
             spec.portrait, spec.config, size=spec.size, sources=spec.sources, clips=spec.clips,
             seed=secrets.randbits(31), clock=clock,
         )  # fmt: skip
+        self.pipeline.marked = spec.marked or spec.mark_required
         self.tally = Tally(metrics)
         self.trace = Trace(self.id) if spec.trace else None
         self._receiver = ReceiverLog(metrics)
@@ -86,7 +87,7 @@ class Session:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._parts = LinkParts(worker, encode_pool, spec.peer, stamp=spec.stamp, clock=clock)
-        self._control = Control(self.pipeline, self._now)
+        self._control = Control(self.pipeline, self._now, mark_required=spec.mark_required)
         self._faces = FaceNotices()
         self._adaptation = Adaptation(
             spec.size, spec.peer.video_bps, self.pipeline, self.tally, clock
@@ -256,7 +257,7 @@ class Session:
         """The control channel: say what this session is, and how it stands."""
         if self._link is not None:
             self._link.send(self._hello())
-            if self.pipeline.paused:
+            if self.pipeline.paused or self.pipeline.marked:
                 self._link.send(encode(self._control.state()))
 
     def on_message(self, data: bytes) -> None:

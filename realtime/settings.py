@@ -79,6 +79,8 @@ class Settings:
     tls_key: Path | None = None
     stamp: bool = False
     """Draw every frame's number into its picture: for measurements, never in ordinary use."""
+    mark: bool = False
+    """Lay the visible mark over every picture; no session can switch it off then."""
     trace: bool = False
     """Begin a trace with every session."""
     prepare_portraits: bool = True

@@ -38,6 +38,10 @@ class SessionSpec:
     """Draw the frame's number into every picture (measurements only)."""
     trace: bool = False
     """Begin a trace at once."""
+    marked: bool = False
+    """Begin with the visible mark in every picture."""
+    mark_required: bool = False
+    """Mark every picture, whatever the client wants."""
 
 
 def hello(spec: SessionSpec, session_id: str, factors: Sequence[FactorState]) -> Hello:
@@ -56,4 +60,5 @@ def hello(spec: SessionSpec, session_id: str, factors: Sequence[FactorState]) ->
         sliders={factor: slider_list(factor) for factor in ALLOWED_SOURCES},
         allowed_sources={f: list(kinds) for f, kinds in ALLOWED_SOURCES.items()},
         factors=list(factors),
+        mark_required=spec.mark_required,
     )

@@ -28,6 +28,7 @@ from trainer.frames import SIZE, WHOLE, FrameCache, augmented, random_similarity
 from trainer.loader import Make, Sample, batches, to_unit
 from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
 from trainer.losses.flow import landmark_flow, picture_difference, smooth_residual
+from trainer.synthesis.teeth import teeth_picture
 
 U8 = NDArray[np.uint8]
 _SHAPE_ROUNDS = 3
@@ -67,7 +68,11 @@ def region_weights(landmarks: NDArray[np.float32], kind: str, size: int = 64) ->
 
 
 def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe) -> Make:
-    """A function rng -> one portrait with its driving frames."""
+    """A function rng -> one portrait with its driving frames.
+
+    Kinds that the cache does not hold leave their share to the others. Raises ValueError where
+    no clip has more frames than one portrait drives.
+    """
     people: dict[str, list[NDArray[np.int64]]] = {"synth": [], "s1": [], "misc": []}
     synth = rows[cache.kind[rows] == "synth"]
     for person in np.unique(cache.person[synth]):
@@ -76,12 +81,16 @@ def sampler(cache: FrameCache, rows: NDArray[np.int64], recipe: GeneratorRecipe)
     for clip in np.unique(cache.clip[grid]):
         mine = grid[cache.clip[grid] == clip]
         people["s1" if cache.person[mine[0]] == "s1" else "misc"].append(mine)
+    people = {k: [p for p in pools if len(p) > recipe.driving] for k, pools in people.items()}
+    if not any(people.values()):
+        raise ValueError(f"no clip that may be trained on has more than {recipe.driving} frames")
     rare = rarity(cache)
 
     def make(rng: np.random.Generator) -> Sample:
         misc = bool(people["misc"]) and rng.random() < 0.25
         kind = "synth" if rng.random() < recipe.synth_share else ("misc" if misc else "s1")
-        pool = people[kind][int(rng.integers(len(people[kind])))]
+        pools = people[kind] or people["misc"] or people["s1"] or people["synth"]
+        pool = pools[int(rng.integers(len(pools)))]
         source = rng.choice(pool)
         likely = rare[pool] / rare[pool].sum()
         driving = rng.choice(pool, recipe.driving, replace=False, p=likely)
@@ -232,6 +241,7 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, threads: int = 1) -> No
     cache = FrameCache(cache_dir)
     encoder, net = AppearanceEncoder(), Generator(ModelConfig())
     net.geometry.load_face_model(cache.face)
+    net.teeth.picture.copy_(teeth_picture())
     optimiser, parameters = _optimiser(encoder, net, recipe.lr)
     parts: Parts = {"encoder": encoder, "net": net, "optimiser": optimiser}
     state = resume(out, parts)

@@ -29,6 +29,7 @@ const echoButton = byId("echo", HTMLButtonElement);
 const micSelect = byId("mic-select", HTMLSelectElement);
 const cameraSelect = byId("camera-select", HTMLSelectElement);
 const sizeSelect = byId("size-select", HTMLSelectElement);
+const markSwitch = byId("mark-switch", HTMLInputElement);
 const silenceHint = byId("silence-hint", HTMLElement);
 const sessionNote = byId("session-note", HTMLElement);
 
@@ -69,7 +70,8 @@ const conversation = new Conversation(devices, {
   choose() {
     portraitInUse = tray.chosen?.id ?? "";
     const size = /** @type {SessionRequest['size']} */ (Number(sizeSelect.value));
-    return { portrait: portraitInUse, sources: controls.sources, size };
+    const marked = markSwitch.checked;
+    return { portrait: portraitInUse, sources: controls.sources, size, marked };
   },
 });
 
@@ -107,6 +109,7 @@ function phaseChanged(phase) {
     stage.setTracking(null);
   }
   if (isIdle) {
+    stage.setMarked(false);
     meter.stop();
     devices.stopMicrophone();
     if (devices.camera) void toggleCamera(false);
@@ -163,6 +166,7 @@ function received(message) {
       return begin(message);
     case "state":
       controls.update(message.factors);
+      showMark(message.marked);
       return setPaused(message.paused);
     case "stats":
       strip.update(message);
@@ -192,6 +196,8 @@ function noticed(notice) {
 /** @param {Hello} hello */
 function begin(hello) {
   controls.enable(hello);
+  markSwitch.disabled = hello.mark_required;
+  byId("mark-note", HTMLElement).hidden = !hello.mark_required;
   strip.begin(hello);
 }
 
@@ -282,6 +288,12 @@ function setPaused(paused) {
   if (conversation.phase === "live") stage.setPaused(paused);
 }
 
+/** @param {boolean} isMarked whether the pictures of this session say "AI" */
+function showMark(isMarked) {
+  markSwitch.checked = isMarked;
+  stage.setMarked(isMarked);
+}
+
 /** @param {boolean} isOn */
 function setEcho(isOn) {
   stage.video.muted = !isOn;
@@ -326,6 +338,9 @@ pauseButton.addEventListener("click", () => {
   setPaused(!isPaused);
   conversation.send({ type: "pause", paused: isPaused });
 });
+markSwitch.addEventListener("change", () => {
+  conversation.send({ type: "set_mark", marked: markSwitch.checked });
+});
 recenterButton.addEventListener("click", () => {
   conversation.send({ type: "recenter" });
   messages.announce("Recentred");
@@ -354,6 +369,7 @@ setUpHowTo(() => tray.chosen?.id ?? "");
 stage.setPhase("idle");
 strip.end();
 setMuted(false);
+markSwitch.checked = wishes.wantsMark;
 showCamera();
 showStart("idle");
 if (wishes.isClean) cleanView.set(true);

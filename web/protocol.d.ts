@@ -35,6 +35,12 @@ export interface Pause {
   paused: boolean;
 }
 
+/** Lay the visible mark "AI" over every picture, or leave it out where the server allows. */
+export interface SetMark {
+  type: "set_mark";
+  marked: boolean;
+}
+
 /** Take the person's present webcam pose and face as neutral. */
 export interface Recenter {
   type: "recenter";
@@ -97,13 +103,15 @@ export interface Hello {
   sliders: Record<Factor, Slider[]>;
   allowed_sources: Record<Factor, SourceKind[]>;
   factors: FactorState[];
+  mark_required: boolean;
 }
 
-/** Sent after every change of sources, gains or pause. */
+/** Sent after every change of sources, gains, pause or mark. */
 export interface State {
   type: "state";
   paused: boolean;
   factors: FactorState[];
+  marked: boolean;
 }
 
 /** Percentiles of one stage over the last seconds, milliseconds. */
@@ -165,6 +173,7 @@ export interface SessionRequest {
   portrait: string;
   sources?: Partial<Record<Factor, SourceChoice>>;
   size?: 256 | 384 | 512;
+  marked?: boolean;
 }
 
 /** Body of `POST /api/sessions/{id}/resume`: a new peer for a session that lost its own. */
@@ -206,6 +215,6 @@ export interface Problem {
   instance?: string;
 }
 
-export type ClientMessage = SetSource | SetGain | SetSlider | Pause | Recenter | Ping | ClientStats;
+export type ClientMessage = SetSource | SetGain | SetSlider | Pause | SetMark | Recenter | Ping | ClientStats;
 
 export type ServerMessage = Hello | State | Stats | Notice | Pong;

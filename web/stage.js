@@ -52,6 +52,11 @@ export class Stage {
     this.#root.classList.remove("has-picture");
   }
 
+  /** @param {boolean} isMarked whether the picture itself says that it is made by AI */
+  setMarked(isMarked) {
+    this.#root.classList.toggle("is-marked", isMarked);
+  }
+
   /** @param {import('./conversation.js').Phase} phase */
   setPhase(phase) {
     document.body.dataset.phase = phase;

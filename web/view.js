@@ -12,6 +12,7 @@ import { byId } from "./dom.js";
  * @property {boolean} isAutostart `autostart=1`
  * @property {boolean} wantsCamera `camera=1`
  * @property {boolean} wantsSound `sound=1`: plays the avatar's voice
+ * @property {boolean} wantsMark `mark=1`: shows "AI" in the picture itself
  */
 
 /**
@@ -28,6 +29,7 @@ export function wishesOf(search) {
     isAutostart: isOn("autostart"),
     wantsCamera: isOn("camera"),
     wantsSound: isOn("sound"),
+    wantsMark: isOn("mark"),
   };
 }
 

@@ -28,7 +28,7 @@ from models.config import ModelConfig
 from models.face import BASIS_DIM, CANONICAL_ORIGIN, GROUPS, LANDMARKS, FaceModel
 from models.networks.blocks import ConvBlock, ModulatedConv, ModulatedRes, ResBlock
 from models.networks.openings import APERTURE_MAPS, ApertureMaps, LidWarp, LipWarp, lid_gap
-from models.networks.teeth import TEETH_MAPS, Teeth, chin_shift
+from models.networks.teeth import Teeth, chin_shift, light
 
 STYLE = 128
 C64, C32 = 48, 96
@@ -225,7 +225,8 @@ class Motion:
 
     flow (B, 2, 2S, 2S), the learned part of it at its own size, residual (B, 2, S, S),
     features x (B, 32, S, S), hints (B, 12, S, S), apertures (B, 3, 2S, 2S),
-    teeth (B, 15, 2S, 2S), lids' seam and zone (B, 2, 2S, 2S), style (B, 128).
+    teeth (B, 4, 4S, 4S), lids' seam and zone (B, 2, 2S, 2S), style (B, 128), control points
+    of the source (B, 196, 2).
     """
 
     flow: Tensor
@@ -236,15 +237,19 @@ class Motion:
     teeth: Tensor
     lids: Tensor
     style: Tensor
+    source: Tensor
 
     def window(self, left: int, top: int, size: int) -> Motion:
         """The same for a square part of the frame, in cells of S."""
         part = (..., slice(top, top + size), slice(left, left + size))
-        fine = (..., slice(2 * top, 2 * (top + size)), slice(2 * left, 2 * (left + size)))
+        fine, finest = (
+            (..., slice(k * top, k * (top + size)), slice(k * left, k * (left + size)))
+            for k in (2, 4)
+        )
         return Motion(
             self.flow[fine], self.residual[part], self.x[part], self.hints[part],
-            self.apertures[fine], self.teeth[fine],
-            self.lids[fine], self.style,
+            self.apertures[fine], self.teeth[finest],
+            self.lids[fine], self.style, self.source,
         )  # fmt: skip
 
 
@@ -259,7 +264,7 @@ class Generator(nn.Module):
         self.apertures = ApertureMaps(2 * config.flow_size)
         self.lids = LidWarp(2 * config.flow_size)
         self.lips = LipWarp(2 * config.flow_size)
-        self.teeth = Teeth(2 * config.flow_size)
+        self.teeth = Teeth(4 * config.flow_size)
         self.style = nn.Sequential(
             nn.Linear(2 * CODE_DIM + 64, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE),
             nn.LeakyReLU(0.2),
@@ -273,7 +278,7 @@ class Generator(nn.Module):
         self.decode_in = ModulatedConv(C64 + 32 + GEOMETRY_MAPS + APERTURE_MAPS, 64, STYLE)
         self.decode_res = ModulatedRes(64, STYLE)
         self.to128 = nn.Conv2d(64, 32 * 4, 3, 1, 1)
-        self.at128 = ModulatedConv(32 + 3 + APERTURE_MAPS + TEETH_MAPS + 1, 32, STYLE)
+        self.at128 = ModulatedConv(32 + 3 + APERTURE_MAPS + 1, 32, STYLE)
         self.to256 = nn.Conv2d(32, 4 * 4, 3, 1, 1)
 
     def forward(
@@ -331,9 +336,9 @@ class Generator(nn.Module):
         pose = driving_code[:, FACTOR_SLICES["pose"]]
         teeth = self.teeth(
             shape, chin_shift(driving_code, self.geometry.basis), self.geometry.camera(pose),
-            self.geometry.shift(pose), apertures[:, :1],
+            self.geometry.shift(pose), driving, source,
         )  # fmt: skip
-        return Motion(flow, residual, x, hints, apertures, teeth, lids, style)
+        return Motion(flow, residual, x, hints, apertures, teeth, lids, style, source)
 
     def decode(self, rgb128: Tensor, f64: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
         """Mask and RGB at twice the size of `motion.flow`, which may be a window of it."""
@@ -342,11 +347,14 @@ class Generator(nn.Module):
         moved = warp(f64, F.avg_pool2d(flow, 2))
         y = self.decode_in(torch.cat([moved, motion.x, motion.hints, places], 1), style)
         y = F.leaky_relu(F.pixel_shuffle(self.to128(self.decode_res(y, style)), 2), 0.2)
-        seen = [warp(rgb128, flow), motion.apertures, motion.teeth, motion.lids[:, :1]]
+        seen = [warp(rgb128, flow), motion.apertures, motion.lids[:, :1]]
         y = F.pixel_shuffle(self.to256(self.at128(torch.cat([y, *seen], 1), style)), 2)
         seam, zone = resize(motion.lids, y.shape[-1]).chunk(2, 1)
         mask = torch.maximum(torch.sigmoid(y[:, 3:4] + 1.5), zone) * (1 - seam)
-        return mask, torch.sigmoid(y[:, :3])
+        # Teeth lie before all that the decoder and the warp show of the mouth's inside.
+        behind = 1 - motion.teeth[:, 3:]
+        white = light(rgb128, motion.source)[:, :, None, None]
+        return mask * behind, torch.sigmoid(y[:, :3]) * behind + motion.teeth[:, :3] * white
 
 
 def _plane_turn(source_code: Tensor, driving_code: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ def _rows(start: int, count: int, upper: bool, picks: tuple[int, ...]) -> list[i
     return [start + ((-i) % count if upper else i) for i in picks]
 
 
+def lip_rows(*, upper: bool) -> list[int]:
+    """Landmarks of the inner edge of one lip, from corner to corner."""
+    return _rows(GROUPS["lips_inner"].start, 20, upper, tuple(range(11)))
+
+
 def curve(points_BC2: Tensor, axis: Tensor, width: float) -> Tensor:
     """Height of curves (B, C, K, 2) at the columns `axis` (S,) -> (B, C, S)."""
     gap = axis - points_BC2[..., 0:1]
@@ -60,10 +65,9 @@ class ApertureMaps(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        mouth = GROUPS["lips_inner"].start
         eyes = [GROUPS["eye_left"].start, GROUPS["eye_right"].start]
         for name, upper in (("upper", True), ("lower", False)):
-            rows = [_rows(mouth, 20, upper, tuple(range(11)))]
+            rows = [lip_rows(upper=upper)]
             rows += [_rows(e, 16, upper, _NINE) for e in eyes]
             self.register_buffer(name, torch.tensor(rows))
         self.register_buffer("axis", _axis(size))

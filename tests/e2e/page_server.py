@@ -211,6 +211,7 @@ class Session:
         self.peer = RTCPeerConnection()
         self.avatar = Avatar(portrait, request.size)
         self.webcam_s = -math.inf
+        self.marked = request.marked
         self.tasks: set[asyncio.Task[None]] = set()
         self.factors = {
             factor: protocol.FactorState(factor, "mic" if factor == "lip" else "idle", None, 1.0)
@@ -247,6 +248,8 @@ class Session:
         """Greets on the control channel, then answers and reports."""
         channel.on("message", lambda data: self.obey(channel, data))
         channel.send(protocol.encode(self.hello()).decode())
+        if self.marked:
+            channel.send(protocol.encode(self.state()).decode())
         self.spawn(self.report(channel))
 
     def hello(self) -> protocol.Hello:
@@ -293,10 +296,15 @@ class Session:
             self.factors[message.factor] = msgspec.structs.replace(old, gain=message.gain)
         elif isinstance(message, protocol.Pause):
             self.avatar.is_paused = message.paused
+        elif isinstance(message, protocol.SetMark):
+            self.marked = message.marked
         else:
             return
-        state = protocol.State(self.avatar.is_paused, list(self.factors.values()))
-        channel.send(protocol.encode(state).decode())
+        channel.send(protocol.encode(self.state()).decode())
+
+    def state(self) -> protocol.State:
+        """What the page has changed so far."""
+        return protocol.State(self.avatar.is_paused, list(self.factors.values()), self.marked)
 
     async def report(self, channel: RTCDataChannel) -> None:
         """Sends made-up figures once a second."""

@@ -385,6 +385,25 @@ def test_clean_view_by_address(page: Page) -> None:
     assert page.locator(".panel").is_visible()
 
 
+def test_the_mark_in_the_picture_replaces_the_pages_own(page: Page) -> None:
+    offers: list[dict[str, Any]] = []
+    page.on("request", lambda r: offers.append(json.loads(r.post_data))
+            if r.method == "POST" and r.url.endswith("/api/sessions") else None)  # fmt: skip
+    open_page(page, "/?portrait=amara&autostart=1&mark=1")
+    page.wait_for_selector("body[data-phase=live]", timeout=LIVE_MS)
+    assert offers[0]["marked"] is True
+    page.wait_for_selector(".stage.is-marked")
+    assert not page.locator(".mark").is_visible(), "it would lie over the one in the picture"
+    page.click(".devices summary")
+    switch = page.get_by_role("switch", name="Show “AI” in the picture")
+    assert switch.is_checked()
+    switch.uncheck()
+    page.wait_for_selector(".stage:not(.is-marked)")
+    assert page.locator(".mark").is_visible()
+    switch.check()
+    page.wait_for_selector(".stage.is-marked")
+
+
 def test_sdp_and_link_header(page: Page) -> None:
     offer = (
         "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=rtpmap:111 opus/48000/2\r\n"

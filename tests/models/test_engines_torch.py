@@ -15,6 +15,7 @@ from models.checkpoint import open_checkpoint
 from models.codes import DIMS, MotionCode
 from models.composite import compose
 from models.face import warp_crop
+from models.mark import put_mark
 from models.portrait import Portrait, prepare_portrait
 from models.runtime import load_engine, torch_engine
 from models.runtime.base import BaseEngine
@@ -32,6 +33,7 @@ from models.runtime.torch_graph import Place
 from models.runtime.torch_yuv import cut
 from realtime.decoded import to_rgb, yuv_picture
 from realtime.engine_bench import Profiled
+from tests.marking import assert_marked
 
 pytestmark = pytest.mark.unit
 
@@ -67,6 +69,11 @@ def test_frames_equal_the_cpu(half: TorchGpuEngine, engine: BaseEngine, portrait
         assert error[:size].max() <= 6
         assert error[size:].mean() < 0.5
         assert set(result.spans) == {"draw"}
+    # The mark goes over what was handed out and into no later picture.
+    plain, seen = (renderer.render(requests[:1])[0].i420 for _ in range(2))
+    put_mark(seen)
+    assert_marked(seen, plain)
+    np.testing.assert_array_equal(renderer.render(requests[:1])[0].i420, plain)
 
 
 def test_readings_equal_the_reference(half: TorchGpuEngine, engine: BaseEngine) -> None:

@@ -9,13 +9,15 @@ from models.checkpoint import open_checkpoint
 from models.codes import CODE_DIM, FACTOR_SLICES
 from models.face import GROUPS
 from models.networks.generator import Geometry
-from models.networks.openings import ApertureMaps, LidWarp, LipWarp, lid_gap
-from models.networks.teeth import CHANNELS, GAIN, Teeth, chin_shift
+from models.networks.openings import ApertureMaps, LidWarp, LipWarp, lid_gap, lip_rows
+from models.networks.teeth import ROWS, WINDOW, Teeth, chin_shift, light
 
 pytestmark = pytest.mark.unit
 
 SIZE = 128
 EYE = FACTOR_SLICES["eye"].start
+#: Middle of the inner edge of either lip.
+_UPPER, _LOWER = (lip_rows(upper=u)[5] for u in (True, False))
 
 
 @pytest.fixture(scope="module")
@@ -146,58 +148,107 @@ def test_the_seam_is_where_lids_meet_that_were_apart(geometry: Geometry) -> None
             assert seam[at : at + 2, column].max() > 0.6, "less towards the corners"
 
 
+def white_teeth() -> Teeth:
+    """Both pictures filled with opaque white."""
+    teeth = Teeth(SIZE)
+    teeth.picture.fill_(1.0)
+    return teeth
+
+
 @torch.no_grad()
-def teeth_of(geometry: Geometry, teeth: Teeth, yaw: float = 0.0, jaw: float = 0.0) -> Tensor:
-    """All maps, as seen through a mouth that is open everywhere."""
+def teeth_of(
+    geometry: Geometry, teeth: Teeth, code: Tensor, source: Tensor | None = None
+) -> Tensor:
+    """(4, S, S) of the mean head with a code, its portrait at rest unless given."""
+    pose = code[:, FACTOR_SLICES["pose"]]
+    shape = geometry.mean[None]
+    driving = geometry(shape, code)
+    rest = geometry(shape, torch.zeros(1, CODE_DIM)) if source is None else source
+    seen: Tensor = teeth(shape, chin_shift(code, geometry.basis), geometry.camera(pose),
+                         geometry.shift(pose), driving, rest)[0]  # fmt: skip
+    return seen
+
+
+def spoken(jaw: float, yaw: float = 0.0) -> Tensor:
     code = torch.zeros(1, CODE_DIM)
     code[0, 0], code[0, FACTOR_SLICES["pose"].start] = jaw, yaw
-    pose = code[:, FACTOR_SLICES["pose"]]
-    return teeth(
-        geometry.mean[None], chin_shift(code, geometry.basis), geometry.camera(pose),
-        geometry.shift(pose), torch.ones(1, 1, SIZE, SIZE),
-    )[0]  # fmt: skip
+    return code
 
 
-def centre(image: Tensor) -> Tensor:
-    """(x, y) centre of mass in crop units."""
-    weight = image.abs() / image.abs().sum()
+def only(row: int) -> Teeth:
+    """A single opaque line in the middle of one of the pictures."""
+    teeth = Teeth(SIZE)
+    teeth.picture[row, :, ROWS // 2 - 1 : ROWS // 2 + 1] = 1
+    return teeth
+
+
+def height(image: Tensor) -> float:
+    """Centre of mass from the top, in crop units."""
     axis = (torch.arange(SIZE) + 0.5) / SIZE
-    return torch.stack([(weight.sum(0) * axis).sum(), (weight.sum(1) * axis).sum()])
+    return float((image.sum(1) * axis).sum() / image.sum())
 
 
 def test_upper_teeth_stay_in_the_head_and_lower_ones_follow_the_jaw(geometry: Geometry) -> None:
-    teeth = Teeth(SIZE)
-    with torch.no_grad():
-        teeth.rows.fill_(1 / GAIN)
-    still, spoken = teeth_of(geometry, teeth), teeth_of(geometry, teeth, jaw=1.5)
-    upper, lower = slice(0, CHANNELS), slice(CHANNELS, 2 * CHANNELS)
-    torch.testing.assert_close(still[upper], spoken[upper])
-    code = torch.zeros(1, CODE_DIM)
-    code[0, 0] = 1.5
-    wanted = -float(chin_shift(code, geometry.basis)[0, 1])
-    moved = centre(spoken[lower].sum(0)) - centre(still[lower].sum(0))
-    assert wanted * 256 > 3
-    assert float(moved[1]) == pytest.approx(wanted, abs=1 / 256)
-    assert abs(float(moved[0])) < 1 / 256
+    chin = [-float(chin_shift(spoken(jaw), geometry.basis)[0, 1]) for jaw in (2.0, 3.0)]
+    assert (chin[1] - chin[0]) * SIZE > 2
+    for row, wanted in ((0, 0.0), (1, chin[1] - chin[0])):
+        a, b = (height(teeth_of(geometry, only(row), spoken(jaw))[3]) for jaw in (2.0, 3.0))
+        assert b - a == pytest.approx(wanted, abs=0.6 / SIZE)
 
 
-@torch.no_grad()
-def test_teeth_turn_with_the_head_and_are_seen_through_the_opening_only(
+def test_teeth_are_seen_through_the_opening_only_and_turn_with_the_head(
     geometry: Geometry,
 ) -> None:
-    teeth = Teeth(SIZE)
-    with torch.no_grad():
-        teeth.rows.fill_(1 / GAIN)
-    straight, turned = (teeth_of(geometry, teeth, yaw=y)[0] for y in (0.0, 0.5))
+    straight = teeth_of(geometry, white_teeth(), spoken(2.0))[3]
+    opening = ApertureMaps(SIZE)(geometry(geometry.mean[None], spoken(2.0)))[0, 0]
+    assert straight[opening < 0.25].max() == 0
+    assert straight[opening > 0.97].min() > 0.9
+    turned = teeth_of(geometry, white_teeth(), spoken(2.0, yaw=0.5))[3]
     widths = [float((image > 0.5).any(0).sum()) for image in (straight, turned)]
-    assert widths[1] / widths[0] == pytest.approx(np.cos(0.5), abs=0.08)
-    mouth = points(geometry, jaw=2)
-    opening = ApertureMaps(SIZE)(mouth)[:, :1]
-    pose = torch.zeros(1, 6)
-    seen = teeth(geometry.mean[None], torch.zeros(1, 3), geometry.camera(pose),
-                 geometry.shift(pose), opening)  # fmt: skip
-    assert seen[0, :, opening[0, 0] < 1e-4].abs().max() < 1e-3
-    assert seen[0, 0][box(mouth, "lips_inner")].max() > 0.9
+    assert widths[1] / widths[0] == pytest.approx(np.cos(0.5), abs=0.1)
+    lips = geometry(geometry.mean[None], spoken(-1.0))[0]
+    assert lips[_LOWER, 1] <= lips[_UPPER, 1], "they touch"
+    assert teeth_of(geometry, white_teeth(), spoken(-1.0))[3].max() < 0.02
+
+
+def test_a_portrait_that_shows_its_own_teeth_keeps_them(geometry: Geometry) -> None:
+    wide = geometry(geometry.mean[None], spoken(2.0))
+    assert teeth_of(geometry, white_teeth(), spoken(2.5), source=wide).abs().max() == 0
+
+
+def test_the_upper_lip_throws_a_shadow(geometry: Geometry) -> None:
+    seen = teeth_of(geometry, white_teeth(), spoken(2.5))
+    column = SIZE // 2
+    lines = (seen[3, :, column] > 0.5).nonzero()[:, 0]
+    shade = seen[0, lines, column] / seen[3, lines, column]
+    assert shade[0] < 0.9
+    assert shade[-1] > 0.95
+    assert (shade.diff() > -1e-3).all()
+
+
+def test_teeth_fade_before_their_window_ends(geometry: Geometry) -> None:
+    code = spoken(2.0)
+    code[0, FACTOR_SLICES["pose"].start + 4] = 0.22
+    seen = teeth_of(geometry, white_teeth(), code)[3]
+    last = round(SIZE * WINDOW[3])
+    assert seen[last - 12 : last].max() > 0.05, "the mouth has reached the rim"
+    assert seen[last - 1].max() < 0.2
+    assert seen[last:].max() == 0
+
+
+def test_white_is_as_light_as_the_eyes_and_never_darker_than_skin(geometry: Geometry) -> None:
+    source = points(geometry)
+    picture = torch.full((1, 3, 128, 128), 0.0)
+    picture[:, 2] = -0.2
+    plain = light(picture, source)[0]
+    assert float(plain.mean()) == pytest.approx(1.14 * (0.5 + 0.5 + 0.4) / 3, rel=0.02)
+    assert plain[2] < plain[0], "half of the tint stays"
+    for name in ("eye_left", "eye_right"):
+        rows, columns = box(source, name)
+        picture[:, :, rows, columns] = 0.4
+    assert light(picture, source).mean() > plain.mean() + 0.1
+    assert light(torch.full((1, 3, 128, 128), -1.0), source).mean() >= 0.29
+    assert light(torch.ones(1, 3, 128, 128), source).max() <= 0.931
 
 
 def grid() -> torch.Tensor:

@@ -22,6 +22,7 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.codes import DIMS
 from models.detect import find_faces
 from models.face import canonical_transform, warp_crop
+from models.mark import put_mark
 from models.portrait import Portrait, prepare_portrait
 from models.runtime import build
 from models.runtime.base import BaseEngine
@@ -34,6 +35,7 @@ from models.runtime.tensorrt_engine import TensorRTEngine
 from models.together import update_together
 from models.tracking import FaceTracker
 from realtime.decoded import to_rgb, yuv_picture
+from tests.marking import assert_marked
 from tests.models.conftest import PORTRAITS
 from tests.models.host_cuda import CARD, GraphFlavour, WatchedCalls
 
@@ -138,6 +140,11 @@ def test_whole_frames_equal_the_cpu(
         assert_like(result.i420, picture)
     [alone] = renderer.render(requests[1:2])
     assert_like(alone.i420, wanted[1])
+    # The mark goes over what was handed out and into no later picture.
+    plain = alone.i420.copy()
+    put_mark(alone.i420)
+    assert_marked(alone.i420, plain)
+    np.testing.assert_array_equal(renderer.render(requests[1:2])[0].i420, plain)
     still = on_cpu.render([request(portraits[1], 256, 3.0, 0.2)])[0].i420
     assert np.abs(still.astype(int) - wanted[1]).max() > 40, "another motion is another picture"
 

@@ -47,6 +47,14 @@ def test_serve_passes_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert settings.public_ip == "192.0.2.5"
 
 
+def test_the_mark_is_an_option_and_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Settings] = []
+    monkeypatch.setattr(serve, "run_server", given.append)
+    for arguments, variable in (([], ""), (["--mark"], ""), ([], "1")):
+        assert run(cli.app, ["serve", *arguments], env={"VISAVIS_MARK": variable}).exit_code == 0
+    assert [settings.mark for settings in given] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -17,6 +17,7 @@ from rich.console import Console
 import realtime.render
 from models.codes import MotionCode
 from models.config import ModelConfig
+from models.mark import mark_place
 from models.portrait import Portrait, PortraitError
 from models.runtime.engine import Engine, MotionReading, YuvPicture
 from models.runtime.frames import CpuFrameRenderer, FrameRequest, FrameResult
@@ -373,6 +374,26 @@ def test_an_engine_on_a_card_draws_and_reads_there(tmp_path: Path, portrait: str
     assert [report.frames for report in reports] == [25, 25]
     assert set(reports[0].stages) == {"audio", "draw", "encode"}
     np.testing.assert_array_equal(films[0], films[1])
+
+
+@pytest.mark.parametrize("card", [False, True])
+def test_a_marked_film_says_ai_in_every_picture(tmp_path: Path, portrait: str, card: bool) -> None:
+    audio, films = _sound(tmp_path / "a.wav", _voice(0.4)), []
+    for mark in (False, True):
+        engine = CardEngine() if card else FakeEngine(config=CONFIG)
+        parts = RenderParts(lambda *_, e=engine: e, FakeTracker, _prepare)  # type: ignore[arg-type,misc]
+        out = tmp_path / f"{mark}.mp4"
+        made = RenderOptions(portrait, audio, out, size=256, mark=mark, portrait_dirs=())
+        render_file(made, parts=parts)
+        with av.open(str(out)) as film:
+            films.append(np.stack([f.to_ndarray() for f in film.decode(video=0)]).astype(int))
+    plain, marked = films
+    assert plain.shape == marked.shape == (10, 384, 256)
+    x, y, width, height = mark_place(256)
+    there = (slice(None), slice(y, y + height), slice(x, x + width))
+    assert (np.ptp(marked[there], (1, 2)) > 100).all(), "white letters on dark, from the first on"
+    away = plain[:, : y - 16, :256] - marked[:, : y - 16, :256]
+    assert np.abs(away).mean() < 0.5, "H.264 may differ by a little, the picture does not"
 
 
 def test_a_failing_engine_leaves_no_file(tmp_path: Path, portrait: str) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 import uvloop
 
 from models.config import ModelConfig
+from models.mark import mark_place
 from realtime.control import Control, FaceNotices
 from realtime.limits import RateLimit
 from realtime.pacing import LEAD_NS, MAX_LAG_NS, AudioPacer, SkewMeter
@@ -125,6 +128,21 @@ def test_changes_are_answered_with_the_new_state() -> None:
     assert state.paused
     assert isinstance(say(control, type="recenter")[0], State)
     assert isinstance(say(control, type="set_slider", factor="pose", values={"yaw": 0.5})[0], State)
+
+
+def test_the_mark_can_be_switched_unless_the_server_demands_it() -> None:
+    control, clock = make_control()
+    assert [s.marked for s in say(control, type="set_mark", marked=True)] == [True]  # type: ignore[union-attr]
+    assert [s.marked for s in say(control, type="set_mark", marked=False)] == [False]  # type: ignore[union-attr]
+    pipeline = Pipeline(fake_portrait(), ModelConfig(), size=256, clock=clock)
+    pipeline.marked = True
+    strict = Control(pipeline, clock.monotonic, mark_required=True)
+    notice, state = say(strict, type="set_mark", marked=False)
+    assert isinstance(notice, Notice)
+    assert "marks every picture" in notice.message
+    assert isinstance(state, State)
+    assert state.marked
+    assert pipeline.marked
 
 
 def test_ping_is_answered_and_statistics_are_kept() -> None:
@@ -257,6 +275,30 @@ async def test_hello_state_stats_and_pause(settings: Settings) -> None:
         assert stats["webcam"] == "off"
         # Nobody speaks: the clock runs and pictures come all the same.
         await until(lambda: len(made.frames) > 5)
+
+
+def letters(frame: av.VideoFrame) -> bool:
+    """Whether a decoded picture has bright letters on the mark's dark pill."""
+    x, y, width, height = mark_place(frame.width)
+    luma = frame.to_ndarray(format="gray")[y : y + height, x : x + width]
+    return bool(np.ptp(luma) > 90)
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_pictures_carry_the_mark_as_asked(settings: Settings, required: bool) -> None:
+    settings = dataclasses.replace(settings, mark=required)
+    async with serving(settings) as running, client(running) as made:
+        body = {} if required else {"marked": True}
+        assert (await made.open("grey", size=256, **body)).status_code == 201
+        assert (await made.message("hello"))["mark_required"] is required
+        assert (await made.message("state"))["marked"] is True
+        await until(lambda: len(made.frames) > 3)
+        assert all(letters(frame) for _, frame in made.frames), "from the first picture on"
+        made.send(type="set_mark", marked=False)
+        await (made.message("notice") if required else made.message("state", marked=False))
+        seen = len(made.frames)
+        await until(lambda: len(made.frames) > seen + 12)
+        assert letters(made.frames[-1][1]) is required
 
 
 async def test_a_webcam_without_a_face_is_told(settings: Settings) -> None:

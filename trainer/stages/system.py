@@ -23,6 +23,7 @@ from models.networks.paper import generator as paper_generator
 from models.networks.paper import motion as paper_motion
 from trainer.gains import amplify_pitch
 from trainer.recipes.config import Recipe
+from trainer.synthesis.teeth import teeth_picture
 
 AnyMotion = MotionEncoder | paper_motion.MotionEncoder
 AnyAudio = AudioEncoder | paper_audio.AudioEncoder
@@ -65,9 +66,10 @@ class System(nn.Module):
         return self.generator
 
     def load_face(self, face: FaceModel, landmarks_K2: Tensor) -> None:
-        """Give geometry and landmark head what the data knows."""
+        """Give geometry, teeth and landmark head what the data knows."""
         if isinstance(self.generator, Generator):
             self.generator.geometry.load_face_model(face)
+            self.generator.teeth.picture.copy_(teeth_picture())
         self.motion.mean_landmarks.copy_(landmarks_K2)
 
     def networks(self) -> Networks:

@@ -25,12 +25,12 @@ TEXELS = 30
 #: Half length of an arch and height of a band in cm.
 REACH_CM, TALL_CM = 4.4, 1.7
 #: Room above the tips in a texture, for the longest tooth.
-_TIP_CM = 0.25
+TIP_CM = 0.25
 #: Mean crown widths and heights in cm from the middle outwards (textbook anatomy).
-_UPPER = ((0.85, 0.66, 0.77, 0.70, 0.67, 1.0), (1.04, 0.90, 1.02, 0.84, 0.78, 0.75))
-_LOWER = ((0.53, 0.59, 0.69, 0.70, 0.71, 1.1), (0.88, 0.92, 1.04, 0.86, 0.78, 0.75))
+UPPER = ((0.85, 0.66, 0.77, 0.70, 0.67, 1.0), (1.04, 0.90, 1.02, 0.84, 0.78, 0.75))
+LOWER = ((0.53, 0.59, 0.69, 0.70, 0.71, 1.1), (0.88, 0.92, 1.04, 0.86, 0.78, 0.75))
 #: Half width and depth in cm of the ellipse an arch lies on.
-_ARCHES = {"upper": (2.75, 3.6), "lower": (2.55, 3.4)}
+ARCHES = {"upper": (2.75, 3.6), "lower": (2.55, 3.4)}
 _COLUMNS = 27
 _FLESH = np.array([0.74, 0.40, 0.39])
 _TONGUE = np.array([0.72, 0.40, 0.39])
@@ -89,7 +89,7 @@ def _smooth(x: NDArray[np.floating], low: float, high: float) -> F64:
     return np.asarray(t * t * (3 - 2 * t))
 
 
-def _teeth(
+def teeth_texture(
     rng: np.random.Generator, sizes: tuple[tuple[float, ...], tuple[float, ...]], white: F64,
     tooth_rgb: F64, *, lower: bool,
 ) -> F32:  # fmt: skip
@@ -98,9 +98,9 @@ def _teeth(
     long, worn = rng.uniform(0.88, 1.1), rng.uniform(0.02, 0.10)
     crooked = 0.5 * rng.beta(1.2, 3.0)
     gap_cm, gap_dark = rng.uniform(0.008, 0.025), rng.uniform(0.15, 0.5) + 0.1 * lower
-    y, x = np.mgrid[0 : round((TALL_CM + _TIP_CM) * TEXELS), 0 : round(2 * REACH_CM * TEXELS)]
+    y, x = np.mgrid[0 : round((TALL_CM + TIP_CM) * TEXELS), 0 : round(2 * REACH_CM * TEXELS)]
     s = (x + 0.5) / TEXELS - REACH_CM
-    v = (y + 0.5) / TEXELS - _TIP_CM
+    v = (y + 0.5) / TEXELS - TIP_CM
     colour = np.zeros((*s.shape, 3))
     alpha = np.zeros(s.shape)
     # Canines stand out, upper laterals are a little shorter.
@@ -144,6 +144,11 @@ def _teeth(
     return np.asarray(cv2.GaussianBlur(out.astype(np.float32), (0, 0), 0.6), np.float32)
 
 
+def depth_light(z: F64) -> F64:
+    """How much light reaches teeth at depth z (cm, negative to the back)."""
+    return np.asarray(1 - 0.82 * _smooth(-z, 0.15, 3.0) ** 0.8)
+
+
 def _grid(rows: int, columns: int) -> I32:
     """Triangles of a regular grid whose rows go down and columns to the image's right."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - 1), indexing="ij")
@@ -155,7 +160,7 @@ def _grid(rows: int, columns: int) -> I32:
 def _band(texture: F32, front: F64, kind: str, size: float, lean: float) -> Band:
     """Bend a row of teeth around the arch whose middle tips are at `front` (3,) cm."""
     up = 1.0 if kind == "upper" else -1.0
-    wide, deep = _ARCHES[kind]
+    wide, deep = ARCHES[kind]
     t = np.linspace(-1.35, 1.35, 400)
     x, z = wide * np.sin(t), -deep * (1 - np.cos(t))
     length = np.concatenate([[0], np.cumsum(np.hypot(np.diff(x), np.diff(z)))])
@@ -165,14 +170,14 @@ def _band(texture: F32, front: F64, kind: str, size: float, lean: float) -> Band
     # Tips lie on a gentle bowl: the row rises to the back.
     bowl = 0.016 * s**2
     rows = []
-    light = 1 - 0.82 * _smooth(-z, 0.15, 3.0) ** 0.8
-    for v in (TALL_CM, 0.5 * TALL_CM, -_TIP_CM):
+    light = depth_light(z)
+    for v in (TALL_CM, 0.5 * TALL_CM, -TIP_CM):
         y = up * v + bowl * (1 if up > 0 else 0.6)
         pull = -lean * (v / TALL_CM) ** 2
         rows.append(np.stack([x, y, z + pull], 1) * size + front)
     values = [
-        np.stack([(s + REACH_CM) * TEXELS, np.full_like(s, (v + _TIP_CM) * TEXELS), light], 1)
-        for v in (TALL_CM, 0.5 * TALL_CM, -_TIP_CM)
+        np.stack([(s + REACH_CM) * TEXELS, np.full_like(s, (v + TIP_CM) * TEXELS), light], 1)
+        for v in (TALL_CM, 0.5 * TALL_CM, -TIP_CM)
     ]
     if up < 0:
         rows, values = rows[::-1], values[::-1]
@@ -217,8 +222,8 @@ def make_mouth(seed: int, source: F32, landmarks: F64, lips: F64) -> Mouth:
     shown, low = rng.uniform(0.2, 0.6), rng.uniform(0.0, 0.4)
     upper_at = middle + np.array([rng.normal(0, 0.04), -shown, -behind])
     lower_at = middle + np.array([rng.normal(0, 0.04), low, -behind - rng.uniform(0.1, 0.3)])
-    upper = _teeth(rng, _UPPER, white, tooth, lower=False)
-    lower = _teeth(rng, _LOWER, white, tooth * 0.95, lower=True)
+    upper = teeth_texture(rng, UPPER, white, tooth, lower=False)
+    lower = teeth_texture(rng, LOWER, white, tooth * 0.95, lower=True)
     return Mouth(
         _band(upper, upper_at, "upper", size, rng.uniform(0.1, 0.4)),
         _band(lower, lower_at, "lower", size, rng.uniform(0.0, 0.3)),
