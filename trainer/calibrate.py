@@ -9,18 +9,20 @@ the codes of other people's frames, so that mouths, lids and heads are seen all 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from models.checkpoint import open_checkpoint
+from models.checkpoint import CheckpointError, open_checkpoint
 from models.codes import FACTOR_SLICES, Array, MotionCode
 from models.quantize import Feed, quantise_generator
 from models.runtime.base import BaseEngine, generator_inputs
 from models.runtime.openvino_engine import OpenVINOEngine
 from trainer.frames import FrameCache
+from trainer.joined import cache_of
 
 PORTRAITS, UNSEEN, DRIVERS = 40, 20, 5
 _POSE = FACTOR_SLICES["pose"]
@@ -55,8 +57,10 @@ def _moved(portrait: MotionCode, driver: Array) -> MotionCode:
 def calibrate(cache_dir: Path, checkpoint: Path, seed: int = 0) -> None:
     """Quantise, check against float32 and enter the result into the manifest."""
     rng = np.random.default_rng(seed)
-    cache = FrameCache(cache_dir)
+    cache = FrameCache(cache_of(cache_dir))
     split = cache.split()
+    if not len(split.test):
+        raise ValueError("nothing is held out of this data, so the result could not be checked")
     engine = OpenVINOEngine(open_checkpoint(checkpoint), precision="float32")
     drivers = split.train[cache.kind[split.train] != "still"]
     seen = feeds(cache, engine, rng.choice(split.train, PORTRAITS), drivers, rng)
@@ -65,4 +69,7 @@ def calibrate(cache_dir: Path, checkpoint: Path, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(calibrate)
+    try:
+        typer.run(calibrate)
+    except (ValueError, CheckpointError) as error:
+        sys.exit(f"calibrate: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,17 +17,9 @@ from models.face import FaceModel
 from models.networks import Networks
 from models.networks.audio import AudioEncoder
 from models.networks.motion import MotionEncoder
+from trainer import origins
 from trainer.gains import amplify, amplify_pitch
-
-#: What the shipped weights were trained on; goes into the manifest.
-DATA = [
-    {"name": "GRID audio-visual sentence corpus, speaker s1 and others", "licence": "CC-BY-4.0",
-     "note": "Cooke, Barker, Cunningham, Shao, JASA 2006; licence known at second hand"},
-    {"name": "clips of AI-generated faces re-rendered with ICT-FaceKit", "licence": "MIT"},
-    {"name": "AI-generated stills (SFHQ-T2I, SFHQ)", "licence": "MIT"},
-    {"name": "AI-generated stills (faker assets-person-portrait)", "licence": "CC0-1.0"},
-    {"name": "labels by MediaPipe FaceLandmarker", "licence": "Apache-2.0"},
-]  # fmt: skip
+from trainer.joined import cache_of
 
 
 def assemble(cache: Path, motion: Path, audio: Path, generator: Path) -> tuple[Networks, FaceModel]:
@@ -78,7 +71,9 @@ def export(
     cache: Path, motion: Path, audio: Path, generator: Path, out: Path, version: str = "0.1.0",
     metrics: Path | None = None, audio_gain: float = 1.2, pitch_gain: float = 1.18,
 ) -> None:  # fmt: skip
-    """Assemble, export, check parity and write the manifest."""
+    """Assemble, export, check parity and write the manifest with what all of it was made from."""
+    cache = cache_of(cache)
+    data = origins.behind(cache, (motion, audio, generator))
     networks, face = assemble(cache, motion, audio, generator)
     encoder = networks.audio.net
     if isinstance(encoder, AudioEncoder):
@@ -86,9 +81,6 @@ def export(
     reader = networks.motion.net
     if isinstance(reader, MotionEncoder):
         amplify_pitch(reader, pitch_gain)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     steps = {
         name: int(torch.load(path, weights_only=True)["step"])
         for name, path in (("motion", motion), ("audio", audio), ("generator", generator))
@@ -96,8 +88,8 @@ def export(
     parity = export_checkpoint(
         networks, face, out,
         about={
-            "name": networks.config.name, "version": version, "data": DATA,
-            "git_commit": commit.stdout.strip(),
+            "name": networks.config.name, "version": version, "data": data,
+            "git_commit": _commit(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "training_steps": steps, "audio_gain": audio_gain, "pitch_gain": pitch_gain,
             "metrics": json.loads(metrics.read_text()) if metrics else {},
@@ -106,7 +98,23 @@ def export(
     print(json.dumps(parity.errors, indent=1))
 
 
+def _commit() -> str:
+    """Commit of the code; "" where there is no repository, or no git."""
+    if shutil.which("git") is None:
+        return ""
+    told = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return told.stdout.strip()
+
+
 if __name__ == "__main__":
+    import sys
+
     import typer
 
-    typer.run(export)
+    try:
+        typer.run(export)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"export: {error}")

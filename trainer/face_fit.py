@@ -342,11 +342,11 @@ def fit_clips(pack: Pack, model: FaceModel, lip: LipBasis) -> Labelled:
     for who in sorted(set(person)):
         mine = [i for i in range(count) if person[i] == who]
         frames = np.concatenate([np.arange(offset[i], offset[i + 1]) for i in mine])
-        code[frames], shapes[mine] = _fit_person(model, landmarks[frames], prior[frames])
+        code[frames], shapes[mine] = fit_person(model, landmarks[frames], prior[frames])
     return Labelled(transform, landmarks, code.astype(np.float32), shapes.astype(np.float32))
 
 
-def _fit_person(model: FaceModel, landmarks: NDArray[np.float32], prior: F64) -> tuple[F64, F64]:
+def fit_person(model: FaceModel, landmarks: NDArray[np.float32], prior: F64) -> tuple[F64, F64]:
     """All frames of one person: neutral head by averaging, then pose and codes per frame."""
     seen = landmarks.astype(np.float64)
     basis = model.basis.astype(np.float64)

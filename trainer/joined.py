@@ -44,6 +44,22 @@ def parts_of(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
     return [((folder / e["cache"]).resolve(), tuple(e["kinds"])) for e in entries]
 
 
+def cache_of(folder: Path) -> Path:
+    """The cache that a user means: the folder, or `cache` in what `visavis prepare` wrote.
+
+    Raises:
+        ValueError: there is neither; the message says what to do.
+    """
+    for place in (folder, folder / "cache"):
+        if (place / "labels.npz").exists() or (place / FILE).exists():
+            return place
+    if (folder / "report.txt").exists():
+        raise ValueError(f"{folder} holds no cache: {folder / 'report.txt'} says why")
+    raise ValueError(
+        f"{folder} is no training cache; `visavis prepare` makes one, see trainer/DESIGN.md"
+    )
+
+
 def join(out: Path, caches: list[str]) -> None:
     """Write the folder `out` that stands for `caches` ("PATH" or "PATH:kind,kind").
 

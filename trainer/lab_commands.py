@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,16 +21,15 @@ def register(app: typer.Typer) -> None:
 
 
 def _fail(message: str) -> typer.Exit:
-    _err.print(f"visavis: {message}", style="red", highlight=False)
+    _err.print(f"visavis: {message}", style="red", highlight=False, markup=False)
     return typer.Exit(1)
 
 
-def _need_training_packages() -> None:
-    try:
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise _fail(f"{error.name} is not installed: pip install 'visavis[train]'") from None
+def need_packages(*names: str) -> None:
+    """End with the command that installs them, unless all of these packages are there."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise _fail(f"{' and '.join(missing)} not installed: pip install -e '.[train]'")
 
 
 def evaluate(
@@ -39,13 +39,15 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Training pack or prepared folder with the media.")
     ] = None,
-    cache: Annotated[Path, typer.Option(help="Frame cache of that data.")] = Path("runs/cache"),
+    cache: Annotated[
+        Path | None, typer.Option(help="Frame cache of that data; else DATA/cache, runs/cache.")
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for videos, JSON and the report.")
     ] = Path("runs/evaluation"),
     seed: Annotated[int, typer.Option(help="Which clips and portraits are chosen.")] = 0,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A small part: minutes instead of an hour.")
+        bool, typer.Option("--quick", help="A small part: minutes instead of about twenty.")
     ] = False,
     measure_python: Annotated[
         Path | None,
@@ -66,19 +68,22 @@ def evaluate(
     if history:
         Console().print(past.table())
         return
-    _need_training_packages()
+    need_packages("scipy", "matplotlib")
     from models.checkpoint import CheckpointError
     from models.runtime.engine import EngineError
     from trainer.evaluate.evaluate import Options, run
     from trainer.evaluate.measuring import MeasureError
     from trainer.evaluate.suite import SuiteError
+    from trainer.joined import cache_of
 
     if data is None:
         raise _fail("Name the media with --data: a training pack or a folder made by prepare.")
-    if not (cache / "labels.npz").is_file():
-        raise _fail(f"{cache} is no frame cache. trainer/DESIGN.md says how to make one.")
+    try:
+        found = cache_of(cache or (data if (data / "cache").is_dir() else Path("runs/cache")))
+    except ValueError as error:
+        raise _fail(str(error)) from None
     options = Options(
-        data=data, cache=cache, out=output, checkpoint=checkpoint, seed=seed, quick=quick,
+        data=data, cache=found, out=output, checkpoint=checkpoint, seed=seed, quick=quick,
         threads=threads, measure_python=measure_python, measure_model=measure_model,
     )  # fmt: skip
     try:
@@ -141,7 +146,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Turn your own talking videos into training shards."""
-    _need_training_packages()
+    need_packages("scipy", "matplotlib")
     from models.checkpoint import CheckpointError
     from models.runtime.engine import EngineError
     from trainer.evaluate.measuring import MeasureError

@@ -36,6 +36,7 @@ def message_seeds() -> list[bytes]:
         {"type": "set_slider", "factor": "pose", "values": {"yaw": 0.5, "pitch": -0.5}},
         {"type": "pause", "paused": True},
         {"type": "recenter"},
+        {"type": "set_mark", "marked": True},
         {"type": "ping", "t_ms": 12.5},
         {"type": "client_stats", "fps": 25.0, "rtt_ms": 3.0, "freezes": 1},
     ]

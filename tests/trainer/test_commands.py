@@ -4,12 +4,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from tests.trainer.tiny import write_cache
-from trainer.commands import register
+from trainer import lab_commands
+from trainer.commands import EYE_STEPS, _needs_prior, _prior, register
 
 pytestmark = pytest.mark.unit
 
@@ -59,6 +62,71 @@ def test_personalise_is_handed_on(
     monkeypatch.setitem(sys.modules, "trainer.personalise", fake)
     arguments = ["train", "--recipe", "personalise", "--video", "me.mp4", "--run", str(tmp_path)]
     assert CliRunner().invoke(app, [*arguments, "--i-am-the-owner"]).exit_code == 0
-    assert calls == [
-        ((Path("me.mp4"), None, tmp_path, 7), {"i_am_the_owner": True, "replay": None})
-    ]
+    told = {"i_am_the_owner": True, "checkpoint": None, "replay": None, "threads": 0}
+    assert calls == [((Path("me.mp4"), None, tmp_path, 7), told)]
+    mine = CliRunner().invoke(
+        app, [*arguments, "--i-am-the-owner", "--checkpoint", "base", "--threads", "2"]
+    )
+    assert mine.exit_code == 0
+    assert calls[1][1] == told | {"checkpoint": Path("base"), "threads": 2}
+
+
+def test_a_missing_file_to_begin_from_is_named(app: typer.Typer, tmp_path: Path) -> None:
+    command = ["train", "--data", str(write_cache(tmp_path)), "--run", str(tmp_path / "run")]
+    found = CliRunner().invoke(app, [*command, "--start", "generator=nowhere.pt"])
+    assert found.exit_code == 1
+    assert "there is no file or checkpoint folder nowhere.pt" in found.output
+    assert not (tmp_path / "run").exists(), "nothing was begun"
+
+
+def test_a_run_that_began_from_networks_makes_no_prior_when_called_again(tmp_path: Path) -> None:
+    assert _needs_prior(tmp_path, ())
+    assert not _needs_prior(tmp_path, ("shipped",))
+    (tmp_path / "stage-1.pt").touch()
+    assert not _needs_prior(tmp_path, ())
+    (tmp_path / "motion.pt").touch()
+    assert _needs_prior(tmp_path, ()), "it has one of its own, to be finished"
+
+
+def test_the_prior_needs_somebody_held_out(app: typer.Typer, tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, ("grid",), filmed="")
+    with np.load(cache / "labels.npz") as z:
+        labels = dict(z)
+    np.savez(cache / "labels.npz", **labels, held_out=np.zeros(len(labels["kind"]), bool))
+    command = ["train", "--data", str(cache), "--run", str(tmp_path / "run"), "--stage", "prior"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 1
+    assert "begin from the shipped networks with --start shipped" in found.output
+
+
+def test_the_eye_reader_is_begun_anew_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, run, done = write_cache(tmp_path, ("grid",) * 6, filmed=""), tmp_path / "run", []
+    monkeypatch.setattr("trainer.eye_stage.train", lambda d, out, steps: done.append(steps))
+    monkeypatch.setattr("trainer.motion_stage.train", lambda *a, **k: None)
+    run.mkdir()
+    torch.save({"step": 500}, run / "eye.pt")
+    _prior(cache, run, 0)
+    assert done == [EYE_STEPS]
+    torch.save({"step": EYE_STEPS}, run / "eye.pt")
+    _prior(cache, run, 0)
+    assert done == [EYE_STEPS], "it was finished"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--data", ".", "--run", "r"],
+        ["train", "--recipe", "personalise", "--video", "me.mp4", "--run", "r"],
+        ["prepare", "--videos", ".", "-o", "o"],
+    ],
+)
+def test_without_the_training_packages_the_command_that_installs_them_is_said(
+    app: typer.Typer, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab_commands.register(app)
+    monkeypatch.setattr(lab_commands, "find_spec", lambda name: None)
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 1
+    assert "pip install -e '.[train]'" in " ".join(found.output.split())

@@ -17,15 +17,17 @@ from typer.testing import CliRunner
 from models.codes import CODE_DIM, FACTOR_SLICES
 from tests.trainer.talking import PORTRAITS, speech, talking_frames, the_engine
 from trainer import lab_commands
-from trainer.evaluate import history, report, score
+from trainer.evaluate import history, report, score, spoken
 from trainer.evaluate.codes import factors_of
-from trainer.evaluate.measuring import Cached, ExternalMeasure, MeasureError, OwnMeasure
+from trainer.evaluate.measuring import Ahead, Cached, ExternalMeasure, MeasureError, OwnMeasure
 from trainer.evaluate.score import Result, judge, summarise
 from trainer.evaluate.studio import Studio, at_size, calmest, lip_codes, swapped, trailing
-from trainer.evaluate.suite import Counts, SuiteError, build, liveliest
+from trainer.evaluate.suite import Counts, SuiteError, build, choose
+from trainer.evaluate.truth import FLOORS, Truth, signals_of, truth_of
 from trainer.frames import FrameCache
 from trainer.prepare.faces import FaceClip, read_clip
-from trainer.prepare.media import pictures, write_clip
+from trainer.prepare.media import pictures, sound, write_clip
+from trainer.voices import espeak
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(300)]
 
@@ -98,6 +100,39 @@ def test_nothing_is_drawn_twice(tmp_path: Path, clip: FaceClip) -> None:
     assert cv2.PSNR(back[0], at_size(crop)) > 28
 
 
+def test_a_driver_is_read_once(tmp_path: Path, clip: FaceClip) -> None:
+    video = tmp_path / "v.mp4"
+    write_clip(video, clip.crops[:14], speech(0.6))
+    first = Studio(the_engine(), None, "d" * 10, tmp_path / "s").driver(video)
+
+    class Blind:
+        """An engine that must not be asked again."""
+
+    again = Studio(Blind(), None, "d" * 10, tmp_path / "s").driver(video)  # type: ignore[arg-type]
+    assert np.array_equal(again.codes, first.codes)
+    assert np.array_equal(again.face.landmarks, first.face.landmarks)
+    assert np.array_equal(np.stack(again.face.crops), np.stack(first.face.crops)), "lossless"
+    assert again.spoken is not None
+    assert np.array_equal(again.spoken, first.spoken)
+
+
+def test_unheard_voices_come_with_their_mouths(tmp_path: Path) -> None:
+    if not espeak.available():
+        pytest.skip("espeak-ng is not installed here")
+    portraits = [PORTRAITS / "mei.jpg"]
+    items = spoken.speak(tmp_path, the_engine().face, portraits, 2, seed=3)
+    assert [i.kind for i in items] == ["voice", "voice"]
+    mouth, samples = spoken.mouth_of(items[0].driver), sound(items[0].driver)
+    assert len(samples) == 640 * len(mouth)
+    # Somebody speaks, and the mouth opens and shuts with it.
+    loud = np.abs(samples).reshape(-1, 640).max(1)
+    assert np.ptp(mouth) > 0.01
+    assert mouth[loud > 0.1].mean() > mouth[loud < 0.005].mean() + 0.003
+    before = items[0].driver.stat().st_mtime_ns
+    assert spoken.speak(tmp_path, the_engine().face, portraits, 2, seed=3) == items
+    assert items[0].driver.stat().st_mtime_ns == before, "kept: espeak never speaks twice alike"
+
+
 # --- measuring ------------------------------------------------------------------------
 
 
@@ -141,6 +176,40 @@ def test_a_measuring_python_that_cannot_measure_says_why(tmp_path: Path, clip: F
         ExternalMeasure(tmp_path / "nopython", model, tmp_path / "s").read([video])
 
 
+@pytest.mark.parametrize("independent", [True, False])
+def test_videos_are_measured_while_others_are_drawn(tmp_path: Path, independent: bool) -> None:
+    groups: list[list[str]] = []
+
+    class Fake:
+        name = "fake"
+
+        def read(
+            self, videos: list[Path], on_done: object = None
+        ) -> dict[Path, dict[str, np.ndarray]]:
+            groups.append([v.name for v in videos])
+            if any(v.name == "bad" for v in videos):
+                raise MeasureError("cannot")
+            return {v: {"yaw": np.array([float(v.name)])} for v in videos}
+
+    fake = Fake()
+    fake.independent = independent  # type: ignore[attr-defined]
+    for name in ("1", "2", "3", "bad"):
+        (tmp_path / name).write_text(name)
+    measure = Cached(fake, tmp_path / "m", "1")  # type: ignore[arg-type]
+    ahead = Ahead(measure, lambda: None, batch=2)
+    ahead.add([tmp_path / "1"])
+    assert groups == [], "one alone is not worth a process"
+    ahead.add([tmp_path / "1", tmp_path / "2"])
+    ahead.add([tmp_path / "3"])
+    found = ahead.finish()
+    assert {p.name: float(a["yaw"][0]) for p, a in found.items()} == {"1": 1, "2": 2, "3": 3}
+    assert groups == ([["1", "2"], ["3"]] if independent else [["1", "2", "3"]])
+    broken = Ahead(measure, lambda: None, batch=1)
+    broken.add([tmp_path / "bad"])
+    with pytest.raises(MeasureError):
+        broken.finish()
+
+
 # --- suite ----------------------------------------------------------------------------
 
 
@@ -180,16 +249,16 @@ def test_the_suite_is_the_same_every_time_and_only_of_unseen_people(
     pack: tuple[FrameCache, Path],
 ) -> None:
     cache, root = pack
-    counts = Counts(3, 2, 4, 2, 2, 3, 2, 1)
+    counts = Counts(3, 2, 0, 2, 1, 2, 3, 2, 1)
     items = build(cache, root, counts, seed=5)
     assert items == build(cache, root, counts, seed=5)
     assert items != build(cache, root, counts, seed=6)
     kinds = [i.kind for i in items]
-    assert [kinds.count(k) for k in ("speech", "driven", "codes", "self", "swap", "exact")] == [
-        5, 4, 2, 5, 2, 1,
+    assert [kinds.count(k) for k in ("speech", "codes", "self", "swap", "exact")] == [
+        5, 1, 5, 2, 1,
     ]  # fmt: skip
     test = set(cache.clip[cache.split().test])
-    for item in items:
+    for item in (i for i in items if i.kind != "exact"):
         for clip in item.name.split(" x "):
             assert clip in test
     strangers = [i for i in items if i.kind == "speech" and "/misc/" in i.name]
@@ -199,17 +268,59 @@ def test_the_suite_is_the_same_every_time_and_only_of_unseen_people(
     assert exact.name.replace("__pose", "") == f"clips/{exact.driver.name}"
 
 
-def test_lively_clips_come_first(pack: tuple[FrameCache, Path]) -> None:
-    cache, _ = pack
-    still, smiling = "clips/p0.mp4", "clips/p1.mp4"
-    cache.code[cache.clip == still] = 0
-    cache.code[np.flatnonzero(cache.clip == smiling)[0], FACTOR_SLICES["exp"]] = 9
-    assert liveliest(cache, [still, smiling, "clips/p2.mp4"], 3)[0] == smiling
+def test_drivers_move_what_they_count_for(pack: tuple[FrameCache, Path]) -> None:
+    cache, root = pack
+    cache.code[:] = 0
+    test = np.unique(cache.clip[cache.split().test])
+    yaw, turner = FACTOR_SLICES["pose"].start, next(c for c in test if c.startswith("clips/"))
+    cache.code[cache.clip == turner, yaw] = np.radians([0, 9, 0, 9])
+    items = build(cache, root, Counts(1, 1, 0, 2, 0, 0, 1, 0, 0))
+    driven = [i for i in items if i.kind == "driven"]
+    assert [(i.name, i.signals) for i in driven] == [(turner, ("yaw",))], "nobody else moves"
+
+
+def test_swaps_have_a_third_person_of_whom_real_frames_exist(
+    pack: tuple[FrameCache, Path],
+) -> None:
+    cache, root = pack
+    for name in np.unique(cache.person[cache.kind == "synth"]):
+        (root / "stills" / f"{name}.jpg").touch()
+    swaps = [i for i in build(cache, root, Counts(1, 1, 0, 1, 0, 0, 1, 3, 0)) if i.kind == "swap"]
+    assert len(swaps) == 3
+    for item in swaps:
+        assert item.real is not None
+        assert item.portrait is not None
+        assert item.real.stem == item.portrait.stem
+        assert item.real not in (item.driver, item.other)
+
+
+def test_few_clips_move_everything() -> None:
+    moved = {"a": ("yaw",), "b": ("yaw", "smile", "blink"), "c": ("gaze_x",), "b2": ("gaze_x",)}
+    people = {"a": "A", "b": "B", "c": "C", "b2": "B"}
+    assert choose(moved, people, 1) == ["b", "c"], "b alone moves three; nobody comes twice"
+    assert set(choose(moved, people, 2)) == {"a", "b", "c"}
+    assert choose({"x": ()}, {"x": "X"}, 3) == []
+
+
+def test_labels_become_signals_in_the_measures_units(pack: tuple[FrameCache, Path]) -> None:
+    codes = np.zeros((2, CODE_DIM))
+    pose, eye = FACTOR_SLICES["pose"].start, FACTOR_SLICES["eye"].start
+    codes[1, pose + 1], codes[1, eye], codes[1, eye + 2] = np.radians(8), 1.0, -0.5
+    found = signals_of(codes)
+    assert found["pitch"][1] == pytest.approx(8)
+    assert found["blink"][1] == pytest.approx(0.5), "one of two eyes"
+    assert found["gaze_x"][1] == pytest.approx(-10)
+    assert set(found) == set(FLOORS)
+    truth = truth_of(pack[0], "clips/p3.mp4")
+    assert np.all(np.diff(truth.frames) > 0)
+    known = Truth(np.array([1, 3]), {"yaw": np.array([2.0, 6.0])}).at_every_frame(5)
+    assert known["yaw"].tolist() == [2, 2, 4, 6, 6]
+    assert set(truth.at_every_frame(3)) == {*FLOORS, "mouth_gap"}
 
 
 def test_missing_media_is_told(pack: tuple[FrameCache, Path], tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="No held-out clip"):
-        build(pack[0], tmp_path / "elsewhere", Counts(1, 1, 1, 1, 1, 1, 1, 1))
+        build(pack[0], tmp_path / "elsewhere", Counts(1, 1, 1, 1, 1, 1, 1, 1, 1))
 
 
 def test_factors_are_named_columns_of_the_code() -> None:
@@ -244,6 +355,31 @@ def test_summaries_count_only_what_the_driver_moved() -> None:
     assert summary["driven.yaw.mae_centred"]["worst"] == pytest.approx(1.1)
 
 
+def test_labels_decide_which_clips_count_where_there_are_any() -> None:
+    figures = {"smile": {"r": 0.2, "driver_std": 0.5}, "yaw": {"r": 0.9, "driver_std": 0.1}}
+    summary = summarise([Result("driven", "a", figures, ("yaw",))])
+    assert summary["driven.yaw.r"]["count"] == 1, "it turns, whatever the measure saw"
+    assert "driven.smile.r" not in summary, "the measure saw a smile where none was drawn"
+
+
+def test_the_measure_is_judged_by_the_labels(pack: tuple[FrameCache, Path]) -> None:
+    frames = np.arange(1, 40, 3)
+    wave = 5 * np.sin(np.arange(40) / 4)
+    labels = dict.fromkeys(FLOORS, wave[frames])
+    truth = Truth(frames, labels)
+    seen = dict.fromkeys(FLOORS, 0.7 * wave)
+    ours = dict.fromkeys(FLOORS, -wave)
+    figures: score.Figures = {name: {"r": 0.9} for name in FLOORS}
+    score.add_truth(figures, ours, seen, truth)
+    assert figures["pitch"]["measure_r"] == pytest.approx(1)
+    assert figures["pitch"]["seen_r"] == 0.9
+    assert figures["pitch"]["measure_slope"] == pytest.approx(0.7)
+    assert figures["pitch"]["truth_r"] == pytest.approx(-1)
+    blind = dict.fromkeys(FLOORS, np.roll(wave, 9))
+    score.add_truth(figures, ours, blind, truth)
+    assert np.isnan(figures["pitch"]["seen_r"]), "what the measure cannot see of a true face"
+
+
 def test_targets_are_judged_and_missing_figures_are_no_success() -> None:
     judged = {t["key"]: t for t in judge(summarise(made_results()))}
     assert judged["driven.yaw.r"]["met"]
@@ -252,6 +388,15 @@ def test_targets_are_judged_and_missing_figures_are_no_success() -> None:
     lag = next(t for t in score.TARGETS if t.key.endswith("lag_frames"))
     assert lag.met(-0.4)
     assert not lag.met(-0.7)
+
+
+def test_blinks_are_found_by_each_faces_own_range() -> None:
+    driver, ours = np.full(75, 0.1), np.full(75, 0.3)
+    driver[20:24], ours[21:25] = 0.3, 0.9  # one face hardly shows what the other does
+    still = np.random.default_rng(0).uniform(0, 0.02, 75)
+    signals = {**dict.fromkeys(score.FOLLOWED, np.sin(np.arange(75.0))), "blink": driver}
+    assert score.follow_all({**signals, "blink": ours}, signals)["blink"]["f1"] == 1
+    assert score.follow_all({**signals, "blink": still}, signals)["blink"]["f1"] == 0
 
 
 def test_landmark_distance_tells_place_from_shape() -> None:
@@ -277,8 +422,9 @@ def made_result(when: str, digest: str, yaw: float, identity: float) -> dict[str
         "protocol": {"suite": "quick", "seed": 0, "independent": True, "measure": "m"},
         "targets": judge(summary), "skipped": [{"item": "<x>", "why": "no face"}],
         "leakage": {
-            "pairs": 1, "crosstalk_of_the_measure": {},
-            "matrix": {"lip": {"lip": 1.0, "pose": 0.1}},
+            "pairs": 1, "exact_pairs": 0, "crosstalk_of_the_measure": {},
+            "explained": {"lip": {"lip": 0.9, "pose": 0.05, "pose low": 0.0, "pose high": 0.1}},
+            "matrix": {"lip": dict.fromkeys(("lip", "pose", "eye", "exp"), 0.1)},
             "signals": {"lip": {"mouth_gap": float("nan"), "yaw": 0.1}},
         },
         "probes": {"lip": {"mouth": 0.5}},
@@ -294,8 +440,8 @@ def test_a_regression_shows_in_the_history(tmp_path: Path) -> None:
     assert history.regressions(first, second) == ["driven.yaw.r"]
     assert history.regressions(second, first) == ["driven.identity.independent"]
     assert history.previous([first, second], second) == first
-    other_suite = second | {"suite": "full"}
-    assert history.previous([first], other_suite) is None
+    for other in ({"suite": "full"}, {"suite_version": 2}):
+        assert history.previous([first], second | other) is None, "other clips, no comparison"
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(history.table(tmp_path))
     text = console.export_text()
@@ -317,7 +463,7 @@ def test_the_report_is_one_file_that_needs_nothing_else(tmp_path: Path, clip: Fa
     signals = {v: {k: np.sin(np.arange(10.0)) for k in score.FOLLOWED} for v in videos.values()}
     report.write(result, signals, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
-    assert page.count("data:image/") == 5, "two matrices, probes, a contact sheet, traces"
+    assert page.count("data:image/") == 6, "three matrices, probes, a contact sheet, traces"
     assert 'src="http' not in page
     assert "a &amp; b" in page
     assert "&lt;x&gt;" in page

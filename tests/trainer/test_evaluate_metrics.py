@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from trainer.evaluate import metrics
+from trainer.evaluate import kid, metrics
+from trainer.evaluate.explained import explained, square
 from trainer.evaluate.leakage import (
     FACTOR_ORDER,
     FACTOR_SIGNALS,
@@ -207,3 +208,102 @@ def test_the_measures_own_confusion_is_told_apart(rng: np.random.Generator) -> N
     assert 0.05 < found["pose"]["eye"] < 0.5
     assert found["pose"]["lip"] == 0
     assert found["pose"]["pose"] > 0.2
+
+
+FLOORS = {n: floor for group in FACTOR_SIGNALS.values() for n, floor in group.items()}
+
+
+def seen(signals: dict[str, np.ndarray], smile_as_pitch: float, seed: int) -> dict[str, np.ndarray]:
+    """The same through a measure that takes smiles for pitch and trembles a fifth of a floor."""
+    rng = np.random.default_rng(seed)
+    out = {n: v + 0.2 * FLOORS[n] * rng.standard_normal(len(v)) for n, v in signals.items()}
+    out["pitch"] = out["pitch"] + smile_as_pitch * signals["smile"]
+    return out
+
+
+def watched(rng: np.random.Generator, leak: dict[tuple[str, str], float]) -> Swap:
+    """A swap whose labels are the truth, seen by a measure that errs by another amount per face."""
+    swap, confusion = made_swap(rng, leak), rng.uniform(3, 15)
+    codes = {f: seen(dict(s), confusion, i) for i, (f, s) in enumerate(swap.swapped.items())}
+    labels = (swap.a, swap.b)
+    a, b = seen(dict(swap.a), confusion, 8), seen(dict(swap.b), confusion, 9)
+    return Swap(a, b, codes, labels)
+
+
+def redrawn(rng: np.random.Generator, factor: str, leak: float) -> ExactPair:
+    """True frames in which one factor changes; ours go .8 as far and turn by `leak` of it."""
+    swap, confusion = made_swap(rng, {}), rng.uniform(3, 15)
+    true = {**swap.a, **{n: swap.b[n] for n in FACTOR_SIGNALS[factor]}}
+    ours = {n: swap.a[n] + 0.8 * (true[n] - swap.a[n]) for n in swap.a}
+    first = next(iter(FACTOR_SIGNALS[factor]))
+    turn = leak * (ours[first] - swap.a[first]) / FLOORS[first] * FLOORS["yaw"]
+    ours["yaw"] = ours["yaw"] + turn
+    parts = (swap.a, true, swap.a, ours)
+    return ExactPair(factor, *(seen(dict(x), confusion, i) for i, x in enumerate(parts)))
+
+
+def test_what_a_code_carries_is_found_in_its_size(rng: np.random.Generator) -> None:
+    leaky = {("pose", "eye"): 0.3, ("lip", "lip"): 0.8}
+    swaps = [watched(rng, leaky) for _ in range(10)]
+    found = explained(swaps, [])
+    assert found["pose"]["eye carried"] == pytest.approx(0.3, abs=0.03)
+    assert found["lip"]["lip"] == pytest.approx(0.8, abs=0.03), "arrived on the diagonal"
+    for f, row in found.items():
+        for g in FACTOR_ORDER:
+            if f != g and (f, g) != ("pose", "eye"):
+                assert abs(row[f"{g} carried"]) < 0.03, "neither noise nor confusion is carried"
+    assert leakage_matrix(swaps)["exp"]["pose"] > 0.1, "the raw matrix has the confusion in it"
+
+
+def test_a_smile_that_fades_in_another_pose_is_not_carried_by_it(rng: np.random.Generator) -> None:
+    swaps = []
+    for swap in (watched(rng, {}) for _ in range(10)):
+        faded = {**swap.swapped["pose"], "smile": 0.7 * swap.a["smile"]}
+        swaps.append(Swap(swap.a, swap.b, {**swap.swapped, "pose": faded}, swap.labels))
+    assert leakage_matrix(swaps)["pose"]["exp"] > 0.05
+    assert abs(explained(swaps, [])["pose"]["exp carried"]) < 0.03
+
+
+def test_what_is_drawn_along_is_told_from_what_true_faces_show(rng: np.random.Generator) -> None:
+    swaps = [watched(rng, {}) for _ in range(5)]
+    clean = explained(swaps, [redrawn(rng, "exp", 0.0) for _ in range(5)])
+    assert clean["exp"]["pose along"] < 0.05, "the measure's pitch of a smile is in both"
+    assert clean["exp"]["pose low"] <= clean["exp"]["pose"] <= clean["exp"]["pose high"]
+    turning = explained(swaps, [redrawn(rng, "exp", 0.5) for _ in range(5)])
+    # .8 of a smile's movement times .5, of three axes that move alike.
+    assert turning["exp"]["pose along"] == pytest.approx(0.8 * 0.5 / np.sqrt(3), rel=0.25)
+    assert turning["exp"]["pose"] >= turning["exp"]["pose along"]
+    assert np.isnan(turning["pose"]["lip along"]), "no clips say anything about the pose"
+
+
+def test_two_pairs_take_nothing_apart(rng: np.random.Generator) -> None:
+    found = explained([watched(rng, {})] * 2, [])
+    assert np.isnan(found["lip"]["pose"])
+    unlabelled = explained([made_swap(rng, {})] * 4, [])
+    assert np.isnan(unlabelled["lip"]["pose carried"])
+    assert set(square(found)["lip"]) == set(FACTOR_ORDER)
+
+
+# --- sets of pictures -----------------------------------------------------------------
+
+
+def test_kid_is_zero_on_average_for_one_source_and_grows_with_damage(
+    rng: np.random.Generator,
+) -> None:
+    def people(shift: float) -> list[np.ndarray]:
+        return [rng.standard_normal((12, 40)) + shift for _ in range(10)]
+
+    same = [kid.mmd2(np.concatenate(people(0)), np.concatenate(people(0))) for _ in range(8)]
+    assert min(same) < 0 < max(same), "without bias it falls on both sides of 0"
+    real = people(0)
+    near, far = kid.kid(people(0.2), real), kid.kid(people(0.6), real)
+    assert abs(kid.kid(people(0), real)["kid"]) < near["kid"] < far["kid"]
+    assert near["spread"] > 0
+    assert np.isnan(kid.kid(real[:3], real[:3])["kid"]), "three people are no set"
+
+
+def test_kid_features_see_blur() -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    sharp, soft = kid.describe(picture), kid.describe(cv2.GaussianBlur(picture, (0, 0), 2))
+    assert sharp.shape == (576,)
+    assert np.linalg.norm(sharp - soft) > 0.1 * np.linalg.norm(sharp)

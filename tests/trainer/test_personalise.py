@@ -18,11 +18,12 @@ from models.runtime import load_engine
 from tests.trainer.talking import write_empty_room, write_talking
 from trainer.personalise import PersonaliseError, personalise
 from trainer.personalise.quality import FIGURES, verdict
-from trainer.personalise.run import split_tail
+from trainer.personalise.run import _about, split_tail
 from trainer.personalise.tuning import ADAPTERS, DECODER, Anchor, TuningRecipe, tuned_parts
 from trainer.prepare.clips import Clip
 from trainer.prepare.faces import FaceClip
 from trainer.prepare.media import pictures
+from trainer.prepare.report import FileReport
 
 pytestmark = [pytest.mark.unit, pytest.mark.timeout(600)]
 QUIET = Console(quiet=True)
@@ -44,6 +45,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     )  # fmt: skip
     patch.undo()
     return out, report
+
+
+def test_people_shown_for_replay_are_named_in_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    film = {"name": "filmed by us", "licence": "own recording"}
+    said = {"labels": "E_mot", "data": [film], "clips": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(said))
+    base = open_checkpoint()
+    told = _about(base, FileReport("me.mp4"), 3, tmp_path / "cache")
+    assert film in told["data"]
+    assert told["data"][: len(base.manifest["data"])] == base.manifest["data"]
+    assert "the portrait's owner (me.mp4)" in told["data"][-1]["name"]
+    assert film not in _about(base, FileReport("me.mp4"), 3, None)["data"]
 
 
 def test_the_result_is_a_checkpoint_that_an_engine_loads(

@@ -1,6 +1,7 @@
 """From somebody's folder of videos to a training cache, with everything that goes wrong."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,18 @@ def test_an_interrupted_run_goes_on_after_the_last_finished_file(
     assert of(again, "room.mp4").dropped_s == {"no face": pytest.approx(2.4, abs=0.1)}
 
 
+def test_a_single_clip_leaves_nobody_to_measure_on_and_the_report_says_so(
+    folder: Path, out: tuple[Path, Report], tmp_path: Path
+) -> None:
+    place = tmp_path / "one"
+    shutil.copytree(out[0], place)
+    late = next(r for r in (place / "done").iterdir() if "late lips" in r.read_text())
+    late.write_text(json.dumps(json.loads(late.read_text()) | {"shards": []}))
+    report = prepare(Options(folder, place), QUIET, Unused())  # type: ignore[arg-type]
+    assert report.split == "One clip only: nothing is held out, so nothing can be measured."
+    assert len(FrameCache(place / "cache").split().test) == 0
+
+
 def test_nothing_is_used_without_a_declaration(tmp_path: Path) -> None:
     videos = tmp_path / "v"
     (videos / "a").mkdir(parents=True)
@@ -185,7 +198,7 @@ def test_a_prepared_folder_can_be_evaluated(out: tuple[Path, Report], tmp_path: 
     place, _ = out
     options = evaluate.Options(
         data=place, cache=place / "cache", out=tmp_path, quick=True, threads=1,
-        counts=Counts(1, 0, 0, 0, 0, 0, 0, 0),
+        counts=Counts(1, 0, 0, 0, 0, 0, 0, 0, 0),
     )  # fmt: skip
     result, files = evaluate.run(options, QUIET)
     assert result["skipped"] == []

@@ -12,7 +12,7 @@ from models.codes import FACTOR_SLICES, MotionCode
 from models.config import ModelConfig, paper_config
 from models.face import GROUPS
 from tests.trainer.tiny import tiny, write_cache
-from trainer import eye_stage, motion_stage
+from trainer import eye_stage, generator_stage, motion_stage
 from trainer.frames import augmented_flow
 from trainer.recipes.config import PUBLISHED_AUGMENT, Augment
 from trainer.recipes.paper import paper
@@ -199,10 +199,13 @@ def test_a_folder_of_ones_own_videos_feeds_every_stage(tmp_path: Path) -> None:
         poses(data, recipe.stage2c, config),
         motion_stage.sampler(data.frames, data.train, motion_stage.MotionRecipe()),
         eye_stage.sampler(data.frames, data.train),
+        generator_stage.sampler(data.frames, data.train, generator_stage.GeneratorRecipe()),
     ]
     for make in makes:
         assert make(rng)
     assert len(data.people) < 6, "somebody is held out"
+    with pytest.raises(ValueError, match="has more than 9 frames"):
+        generator_stage.sampler(data.frames, data.train, generator_stage.GeneratorRecipe(driving=9))
 
 
 @pytest.mark.parametrize("flip", [False, True])

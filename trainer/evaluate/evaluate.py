@@ -8,7 +8,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.checkpoint import Checkpoint, open_checkpoint
-from models.codes import FACTOR_SLICES, FACTORS
-from models.portrait import Portrait, PortraitError
+from models.codes import FACTORS
 from models.runtime import load_engine
 from models.runtime.base import BaseEngine
-from trainer.evaluate import codes, leakage, metrics, report, score, suite
+from trainer.evaluate import (
+    codes,
+    explained,
+    kid,
+    leakage,
+    metrics,
+    report,
+    score,
+    spoken,
+    suite,
+    truth,
+)
+from trainer.evaluate.drawing import Drawn, OnDone, draw_all
 from trainer.evaluate.history import rounded
-from trainer.evaluate.measuring import Arrays, Cached, open_measure
+from trainer.evaluate.measuring import Ahead, Arrays, Cached, open_measure
 from trainer.evaluate.perceptual import NAME as PERCEPTUAL_NET
 from trainer.evaluate.score import Result
-from trainer.evaluate.studio import (
-    Driver,
-    RenderFailedError,
-    Studio,
-    at_size,
-    calmest,
-    lip_codes,
-    swapped,
-)
+from trainer.evaluate.studio import Studio, lip_codes
 from trainer.evaluate.suite import Item
 from trainer.frames import FrameCache
-from trainer.prepare.media import MediaError, pictures, sound, write_clip
-
-_LIP = FACTOR_SLICES["lip"]
-OnDone = Callable[[], None]
+from trainer.prepare.media import MediaError, pictures, sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,6 @@ class Options:
     measure_python: Path | None = None
     measure_model: Path | None = None
     counts: suite.Counts | None = None
-
-
-@dataclass(slots=True)
-class Drawn:
-    """Videos of one item, by what they show."""
-
-    item: Item
-    videos: dict[str, Path] = field(default_factory=dict)
 
 
 def checkpoint_digest(checkpoint: Checkpoint) -> str:
@@ -95,20 +87,29 @@ def evaluate(options: Options, console: Console) -> tuple[dict[str, Any], dict[s
     items = suite.build(cache, options.data, counts, options.seed)
     folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
-    studio = Studio(engine, options.checkpoint, digest, folder / "videos")
+    voices = spoken.speak(
+        folder / "voices", cache.face, suite.bundled_portraits(), counts.voices, options.seed
+    )
+    items += voices
+    studio = Studio(engine, options.checkpoint, digest, folder / "videos", options.threads)
     measure = open_measure(
         options.measure_python, options.measure_model, engine, folder / "measured", digest
     )
     skipped: list[dict[str, str]] = []
+    if counts.voices and not voices:
+        skipped.append({"item": "synthetic voices", "why": "espeak-ng is not installed"})
     with _bar(console) as step:
-        drawn = list(_draw_all(studio, items, skipped, step("drawing", len(items))))
-        videos = sorted({v for d in drawn for v in d.videos.values()})
-        read = measure.read(videos, step("measuring", len(videos)))
+        drawing, measuring = step("drawing", len(items)), step("measuring", None)
+        ahead, drawn = Ahead(measure, measuring), []
+        for one in draw_all(studio, items, skipped, drawing):
+            ahead.add(one.measured)
+            drawn.append(one)
+        read = ahead.finish()
         results = []
         done = step("scoring", len(drawn))
         for one in drawn:
             if _complete(one, read):
-                results.append(_score(one, read, engine))
+                results.append(_score(one, read, engine, cache))
             else:
                 skipped.append({"item": one.item.name, "why": "no face was measured in it"})
             done()
@@ -118,8 +119,9 @@ def evaluate(options: Options, console: Console) -> tuple[dict[str, Any], dict[s
         heard = codes.speech_in_codes(
             options.cache, cache, engine, film, step("speech in codes", len(film))
         )
-    leaks = _leakage(drawn, read)
-    summary = score.summarise(results) | _leak_summary(leaks)
+        sets = _kid(drawn, step("comparing sets", 2))
+    leaks = _leakage(drawn, read, cache)
+    summary = score.summarise(results) | _leak_summary(leaks) | sets
     result = {
         "checkpoint": {k: checkpoint.manifest.get(k) for k in ("name", "version", "training_steps")}
         | {"digest": digest},
@@ -144,152 +146,68 @@ def _protocol(
 ) -> dict[str, Any]:
     """What was measured how; results compare only where these agree."""
     return {
-        "suite": "quick" if options.quick else "full", "seed": options.seed,
+        "suite": "quick" if options.quick else "full", "suite_version": suite.VERSION,
+        "seed": options.seed,
         "measure": measure.name, "independent": measure.independent,
         "identity": _identity_name(read), "perceptual_net": PERCEPTUAL_NET,
+        "sets": kid.NAME,
         "sync_model": "our E_aud against the lips E_mot reads; not SyncNet, not independent",
         "engine": engine.reason,
     }  # fmt: skip
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[str, int], OnDone]]:
+def _bar(console: Console) -> Iterator[Callable[[str, int | None], OnDone]]:
     """Yields a function (title, total) -> function to call once per finished thing."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
 
-        def step(title: str, total: int) -> OnDone:
+        def step(title: str, total: int | None) -> OnDone:
             task = progress.add_task(title, total=total)
             return lambda: progress.advance(task)
 
         yield step
 
 
-# --- drawing --------------------------------------------------------------------------
-
-
-def _draw_all(
-    studio: Studio, items: list[Item], skipped: list[dict[str, str]], done: OnDone
-) -> Iterator[Drawn]:
-    portraits: dict[Path, Portrait | str] = {}
-    drivers: dict[Path, Driver] = {}
-    for item in items:
-        try:
-            yield _draw_one(studio, item, portraits, drivers)
-        except (RenderFailedError, PortraitError, MediaError, ValueError) as error:
-            skipped.append({"item": item.name, "why": str(error)})
-        done()
-
-
-def _draw_one(
-    studio: Studio,
-    item: Item,
-    portraits: dict[Path, Portrait | str],
-    drivers: dict[Path, Driver],
-) -> Drawn:
-    if len(drivers) > 8:
-        drivers.clear()
-    for path in (item.driver, item.other):
-        if path is not None and path not in drivers:
-            drivers[path] = studio.driver(path)
-    driver = drivers[item.driver]
-    out = Drawn(item, {"driver": studio.driver_video(item.driver, driver)})
-    if item.kind == "exact" and item.other is not None:
-        out.videos["other"] = studio.driver_video(item.other, drivers[item.other])
-        return out
-    if item.kind == "self":
-        return _draw_self(studio, out, driver)
-    portrait, path = _usable(studio, item, portraits)
-    source = at_size(portrait.image)
-    out.videos["source"] = studio.place("source", path)
-    if not out.videos["source"].exists():
-        write_clip(out.videos["source"], [source], lossless=True)
-    if item.kind in ("speech", "driven"):
-        moved = item.driver if item.kind == "driven" else None
-        out.videos["ours"] = studio.product(path, item.driver, moved)
-    elif item.kind == "codes":
-        place = studio.place("codes", path, item.driver)
-        out.videos["ours"] = studio.drawn(place, portrait.appearance, source, _spoken(driver))
-    else:
-        assert item.other is not None
-        a, b = _spoken(driver), _spoken(drivers[item.other])
-        for name, factors in [("a", ()), ("b", FACTORS), *((f"a_{f}", (f,)) for f in FACTORS)]:
-            place = studio.place("swap", path, item.driver, item.other, name)
-            out.videos[name] = studio.drawn(
-                place, portrait.appearance, source, swapped(a, b, factors)
-            )
-    return out
-
-
-def _spoken(driver: Driver) -> Any:
-    """Codes of a driver with the lips of its sound, where it has any."""
-    out = driver.codes.copy()
-    if driver.spoken is not None:
-        out[:, _LIP] = driver.spoken
-    return out
-
-
-def _draw_self(studio: Studio, out: Drawn, driver: Driver) -> Drawn:
-    """Redraw a clip from its own calmest frame, lips as read from the picture."""
-    crop = driver.face.crops[calmest(driver.face)]
-    out.videos["source"] = studio.place("self source", out.item.driver)
-    if not out.videos["source"].exists():
-        write_clip(out.videos["source"], [crop], lossless=True)
-    out.videos["ours"] = place = studio.place("self", out.item.driver)
-    if not place.exists():
-        studio.drawn(place, studio.engine.appearance(crop), crop, driver.codes)
-    return out
-
-
-def _usable(
-    studio: Studio, item: Item, portraits: dict[Path, Portrait | str]
-) -> tuple[Portrait, Path]:
-    """The item's portrait, or the first bundled one where enrolment refuses it."""
-    assert item.portrait is not None
-    for path in (item.portrait, *suite.bundled_portraits()):
-        if path not in portraits:
-            try:
-                portraits[path] = studio.portrait(path)
-            except PortraitError as error:
-                portraits[path] = str(error)
-        found = portraits[path]
-        if isinstance(found, Portrait):
-            return found, path
-    raise RenderFailedError("no portrait could be enrolled")
-
-
 # --- scoring --------------------------------------------------------------------------
 
 
 def _complete(drawn: Drawn, read: dict[Path, Arrays]) -> bool:
-    return all(v in read for v in drawn.videos.values())
+    return all(v in read for v in drawn.measured)
 
 
-def _score(drawn: Drawn, read: dict[Path, Arrays], engine: BaseEngine) -> Result:
+def _score(drawn: Drawn, read: dict[Path, Arrays], engine: BaseEngine, cache: FrameCache) -> Result:
     item = drawn.item
     if item.kind in ("swap", "exact"):
         return Result(item.kind, item.name, {})
+    if item.kind == "voice":
+        ours = read[drawn.videos["ours"]]
+        mouth = metrics.follow(ours["mouth_gap"], spoken.mouth_of(item.driver))
+        return Result(item.kind, item.name, {"mouth_gap": mouth})
     ours, driver, source = (read[drawn.videos[k]] for k in ("ours", "driver", "source"))
     frames = list(pictures(drawn.videos["ours"]))
     still = next(pictures(drawn.videos["source"]))
     figures = score.follow_all(ours, driver)
     if item.kind == "speech":
         figures = {k: v for k, v in figures.items() if k == "mouth_gap"}
+    elif truth.exact_labels(cache, item.name):
+        score.add_truth(figures, ours, driver, truth.truth_of(cache, item.name))
     figures["identity"] = {
         "own": score.identity_distance(frames[::8], still, engine),
         "independent": score.embedding_distance(ours, source),
         "independent_driver": score.embedding_distance(driver, source),
+        "csim": score.embedding_cosine(ours, source),
     }
     figures["jitter"] = score.jitter(ours, driver)
     points, still_points = ours["landmarks"], source["landmarks"]
     if item.kind == "self":
-        truth = list(pictures(drawn.videos["driver"]))
-        figures["picture"] = score.image_metrics(frames, truth)
+        real = list(pictures(drawn.videos["driver"]))
+        figures["picture"] = score.image_metrics(frames, real)
         figures["landmarks"] = score.landmark_distance(ours, driver)
         figures["sharpness"] = score.sharpness_ratio(
-            frames[::6], points[::6], truth[::6], driver["landmarks"][::6]
+            frames[::6], points[::6], real[::6], driver["landmarks"][::6]
         )
     else:
         figures["sharpness"] = score.sharpness_ratio(
@@ -297,7 +215,7 @@ def _score(drawn: Drawn, read: dict[Path, Arrays], engine: BaseEngine) -> Result
         )
     if item.kind in ("speech", "self"):
         figures |= _sync(item, drawn, frames, engine)
-    return Result(item.kind, item.name, figures)
+    return Result(item.kind, item.name, figures, item.signals)
 
 
 def _sync(item: Item, drawn: Drawn, frames: list[Any], engine: BaseEngine) -> score.Figures:
@@ -314,45 +232,71 @@ def _sync(item: Item, drawn: Drawn, frames: list[Any], engine: BaseEngine) -> sc
     return out
 
 
-def _swap(drawn: Drawn, read: dict[Path, Arrays]) -> leakage.Swap:
+def _swap(drawn: Drawn, read: dict[Path, Arrays], cache: FrameCache) -> leakage.Swap:
     swapped_ones = {str(f): read[drawn.videos[f"a_{f}"]] for f in FACTORS}
-    return leakage.Swap(read[drawn.videos["a"]], read[drawn.videos["b"]], swapped_ones)
+    a, b = (read[drawn.videos[k]] for k in "ab")
+    count = min(len(a["yaw"]), len(b["yaw"]))
+    first, second = (truth.truth_of(cache, c) for c in drawn.item.name.split(" x "))
+    labels = (first.at_every_frame(count), second.at_every_frame(count))
+    return leakage.Swap(a, b, swapped_ones, labels)
 
 
 def _exact(drawn: Drawn, read: dict[Path, Arrays]) -> leakage.ExactPair:
-    a, b = (read[drawn.videos[k]] for k in ("driver", "other"))
-    return leakage.ExactPair(drawn.item.factor, a, b)
+    videos = (drawn.videos[k] for k in ("driver", "other", "ours_a", "ours_b"))
+    return leakage.ExactPair(drawn.item.factor, *(read[v] for v in videos))
 
 
-def _leakage(drawn: list[Drawn], read: dict[Path, Arrays]) -> dict[str, Any]:
+def _leakage(drawn: list[Drawn], read: dict[Path, Arrays], cache: FrameCache) -> dict[str, Any]:
     """The matrix, by signal, how far codes arrived, and what the measure itself confuses."""
     whole = [d for d in drawn if _complete(d, read)]
-    swaps = [_swap(d, read) for d in whole if d.item.kind == "swap"]
+    swaps = [_swap(d, read, cache) for d in whole if d.item.kind == "swap"]
     exact = [_exact(d, read) for d in whole if d.item.kind == "exact"]
-    matrix = leakage.leakage_matrix(swaps)
-    confusion = leakage.crosstalk(exact, swaps)
     return {
-        "pairs": len(swaps), "exact_pairs": len(exact), "matrix": matrix,
+        "pairs": len(swaps), "exact_pairs": len(exact), "matrix": leakage.leakage_matrix(swaps),
         "signals": leakage.signal_leakage(swaps), "arrival": leakage.arrival(swaps),
-        "crosstalk_of_the_measure": confusion,
-        "beyond_crosstalk": leakage.beyond_crosstalk(matrix, confusion),
+        "crosstalk_of_the_measure": leakage.crosstalk(exact, swaps),
+        "explained": explained.explained(swaps, exact),
     }  # fmt: skip
 
 
 def _leak_summary(leaks: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The matrix as summary lines: its diagonal, what lies beside it, what of it is real."""
+    """Both matrices as summary lines: the diagonal, and the largest cell beside it."""
     out: dict[str, dict[str, float]] = {}
-    matrix, beyond = leaks["matrix"], leaks["beyond_crosstalk"]
-    on = [matrix[f][f] for f in matrix if np.isfinite(matrix[f][f])]
-    if on:
-        mean = float(np.mean(on))
-        out["leakage.diagonal.mean"] = {"median": mean, "worst": min(on), "count": len(on)}
-    off = [v for f, row in matrix.items() for g, v in row.items() if f != g and np.isfinite(v)]
-    rest = [v for row in beyond.values() for v in row.values() if np.isfinite(v)]
-    for name, values in (("off_diagonal", off), ("beyond_crosstalk", rest)):
-        if values:
-            top = max(values)
-            out[f"leakage.{name}.max"] = {"median": top, "worst": top, "count": len(values)}
+    follows = explained.square(leaks["explained"])
+    for name, matrix in (("raw", leaks["matrix"]), ("explained", follows)):
+        on = [row[f] for f, row in matrix.items() if np.isfinite(row[f])]
+        off = [v for f, row in matrix.items() for g, v in row.items() if f != g and np.isfinite(v)]
+        if on and off:
+            out[f"leakage.{name}.diagonal"] = {
+                "median": float(np.median(on)), "worst": min(on), "count": leaks["pairs"],
+            }  # fmt: skip
+            out[f"leakage.{name}.median"] = {
+                "median": float(np.median(off)), "worst": max(off), "count": leaks["pairs"],
+            }  # fmt: skip
+            out[f"leakage.{name}.max"] = {
+                "median": max(off), "worst": max(off), "count": leaks["pairs"],
+            }  # fmt: skip
+    return out
+
+
+def _kid(drawn: list[Drawn], done: OnDone) -> dict[str, dict[str, float]]:
+    """KID of redrawn clips and of avatars against real frames of the same people."""
+    out: dict[str, dict[str, float]] = {}
+    for kind, ours, real in (("self", ("ours",), "driver"), ("swap", ("a", "b"), "real")):
+        left, right = [], []
+        for one in drawn:
+            if one.item.kind == kind and real in one.videos:
+                shown = [
+                    f for name in ours for f in list(pictures(one.videos[name]))[:: 5 * len(ours)]
+                ]
+                left.append(np.stack([kid.describe(f) for f in shown]))
+                truly = list(pictures(one.videos[real]))[::5]
+                right.append(np.stack([kid.describe(f) for f in truly]))
+        found = kid.kid(left, right)
+        if np.isfinite(found["kid"]):
+            out[f"{kind}.kid"] = {"median": found["kid"], "worst": found["kid"], "count": len(left),
+                                  "spread": found["spread"], "floor": found["floor"]}  # fmt: skip
+        done()
     return out
 
 

@@ -24,7 +24,10 @@ FIGURES: dict[str, bool] = {
     "driven.sharpness.mouth": True,
     "self.picture.psnr_db": True,
     "self.picture.perceptual": False,
-    "leakage.off_diagonal.max": False,
+    "voice.mouth_gap.r": True,
+    "swap.kid": False,
+    "leakage.explained.max": False,
+    "leakage.raw.max": False,
 }
 #: A change by more than this share of the older figure is pointed out.
 NOTABLE = 0.03
@@ -47,6 +50,7 @@ def record(result: dict[str, Any], folder: Path = FOLDER) -> Path:
     entries.append({
         "file": path.name, "when": result["when"], "checkpoint": result["checkpoint"]["digest"],
         "commit": result["commit"], "suite": result["protocol"]["suite"],
+        "suite_version": result["protocol"].get("suite_version", 1),
         "seed": result["protocol"]["seed"], "independent": result["protocol"]["independent"],
         "figures": rounded(medians),
     })  # fmt: skip
@@ -75,8 +79,7 @@ def read_index(folder: Path = FOLDER) -> list[dict[str, Any]]:
 
 def regressions(older: dict[str, Any], newer: dict[str, Any]) -> list[str]:
     """Figures that became notably worse between two entries of the same suite and measure."""
-    same = ("suite", "independent", "seed")
-    if any(older[k] != newer[k] for k in same):
+    if not _comparable(older, newer):
         return []
     out = []
     for name, more_is_better in FIGURES.items():
@@ -89,12 +92,16 @@ def regressions(older: dict[str, Any], newer: dict[str, Any]) -> list[str]:
     return out
 
 
+def _comparable(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Same choice of clips, same measure; entries before the second suite name no version."""
+    if a.get("suite_version", 1) != b.get("suite_version", 1):
+        return False
+    return all(a[k] == b[k] for k in ("suite", "independent", "seed"))
+
+
 def previous(entries: list[dict[str, Any]], entry: dict[str, Any]) -> dict[str, Any] | None:
     """The newest older entry that can be compared with `entry`."""
-    same = ("suite", "independent", "seed")
-    older = [
-        e for e in entries if e["when"] < entry["when"] and all(e[k] == entry[k] for k in same)
-    ]
+    older = [e for e in entries if e["when"] < entry["when"] and _comparable(e, entry)]
     return older[-1] if older else None
 
 

@@ -3,7 +3,9 @@
 For drivers A and B on one portrait the videos `A`, `B` (all codes from one driver) and,
 per factor f, `A with f of B` are rendered and measured from outside. Entry (f, g) is how
 far factor g moved away from A when only code f was swapped, as a share of how far A and B
-are apart in g. A perfect system has 1 on the diagonal and 0 elsewhere (METHOD.md section 6).
+are apart in g. A perfect system has 1 on the diagonal and 0 elsewhere (METHOD.md section 6), and
+so would a perfect measure: what ours confuses and its noise are in these figures too, which
+makes them an upper bound. `explained.py` takes them apart.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class Swap:
     b: Signals
     swapped: Mapping[str, Signals]
     """By factor: all of A, but this code of B."""
+    labels: tuple[Signals, Signals] | None = None
+    """What the drivers' labels say of A and of B, frame by frame; None: nobody knows."""
 
 
 def leakage_matrix(
@@ -76,11 +80,16 @@ def signal_leakage(swaps: Sequence[Swap]) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True, slots=True)
 class ExactPair:
-    """Two clips that were drawn alike in everything but one factor."""
+    """Two clips that were drawn alike in everything but one factor.
+
+    `ours_a` is a redrawn from one of its frames, `ours_b` the same with that factor's code of b.
+    """
 
     factor: str
     a: Signals
     b: Signals
+    ours_a: Signals | None = None
+    ours_b: Signals | None = None
 
 
 def crosstalk(pairs: Sequence[ExactPair], swaps: Sequence[Swap]) -> dict[str, dict[str, float]]:
@@ -106,20 +115,6 @@ def crosstalk(pairs: Sequence[ExactPair], swaps: Sequence[Swap]) -> dict[str, di
                     moved.append(np.mean([_apart(p.a[name], p.b[name]) for p in mine]) / floor)
                     natural.append(np.mean(differences) / floor)
             out[factor][group] = float(np.sum(moved) / np.sum(natural)) if natural else float("nan")
-    return out
-
-
-def beyond_crosstalk(
-    matrix: Mapping[str, Mapping[str, float]], confusion: Mapping[str, Mapping[str, float]]
-) -> dict[str, dict[str, float]]:
-    """Leakage that the measure's own confusion does not explain; off the diagonal, >= 0.
-
-    The confusion of a row is scaled to how far the swapped factor really moved.
-    """
-    out: dict[str, dict[str, float]] = {}
-    for factor, row in confusion.items():
-        scale = matrix[factor][factor] / max(row[factor], 1e-9)
-        out[factor] = {g: max(0.0, matrix[factor][g] - scale * row[g]) for g in row if g != factor}
     return out
 
 

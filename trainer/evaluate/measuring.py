@@ -11,6 +11,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +75,40 @@ class Cached:
     def _place(self, video: Path) -> Path:
         digest = hashlib.sha256(video.read_bytes() + self._version.encode()).hexdigest()
         return self._folder / f"{digest[:20]}.npz"
+
+
+class Ahead:
+    """Measures in a thread of its own what is already drawn, while the rest is being drawn.
+
+    Only for a measure in a process of its own: E_mot would use the engine from two threads.
+    """
+
+    def __init__(self, measure: Cached, on_done: OnDone, batch: int = 16) -> None:
+        self._measure, self._on_done, self._batch = measure, on_done, batch
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: list[Path] = []
+        self._seen: dict[Path, None] = {}
+        self._running: list[Future[dict[Path, Arrays]]] = []
+
+    def add(self, videos: Sequence[Path]) -> None:
+        """Take videos that are complete; those known already count once."""
+        fresh = [v for v in dict.fromkeys(videos) if v not in self._seen]
+        self._seen |= dict.fromkeys(fresh)
+        self._waiting += fresh
+        if self._measure.independent and len(self._waiting) >= self._batch:
+            self._send()
+
+    def _send(self) -> None:
+        videos, self._waiting = self._waiting, []
+        self._running.append(self._pool.submit(self._measure.read, videos, self._on_done))
+
+    def finish(self) -> dict[Path, Arrays]:
+        """Signals of everything that was added, see `Measure.read`. Raises MeasureError."""
+        with self._pool:
+            out: dict[Path, Arrays] = {}
+            for future in self._running:
+                out |= future.result()
+            return out | self._measure.read(self._waiting, self._on_done)
 
 
 def _load(path: Path) -> Arrays:

@@ -209,7 +209,9 @@ def probe_r2(
     baseline = np.zeros_like(predicted)
     for k in range(folds):
         train, test = fold != k, fold == k
-        mean, spread = codes_ND[train].mean(0), codes_ND[train].std(0) + _TINY
+        mean, spread = codes_ND[train].mean(0), codes_ND[train].std(0)
+        # Dimensions that a code hardly uses would be blown up on people who do use them.
+        spread = np.maximum(spread, 0.02 * spread.max() + _TINY)
         x = (codes_ND - mean) / spread
         centre = factor_NK[train].mean(0)
         left = x[train].T @ x[train] + ridge * np.eye(x.shape[1])

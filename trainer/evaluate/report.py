@@ -14,7 +14,9 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.evaluate.explained import square
 from trainer.evaluate.score import FOLLOWED, UNITS
+from trainer.evaluate.truth import FLOORS
 from trainer.prepare.media import pictures
 
 matplotlib.use("Agg")
@@ -119,10 +121,11 @@ def sheet(videos: Sequence[Path], columns: int = 8, side: int = 150) -> Pixels:
 
 _SHOWN = {
     "speech": ("driver", "ours"),
+    "voice": ("ours",),
     "driven": ("driver", "ours"),
     "codes": ("driver", "ours"),
     "self": ("driver", "ours"),
-    "exact": ("driver", "other"),
+    "exact": ("driver", "other", "ours_a", "ours_b"),
     "swap": ("a", "b", "a_lip", "a_pose", "a_eye", "a_exp"),
 }
 
@@ -142,18 +145,10 @@ def write(result: dict[str, Any], signals: Mapping[str, Mapping[str, Any]], path
          for t in result["targets"]],
         ["", "wanted", "median", "worst", "clips", ""],
     ))  # fmt: skip
-    leak = result["leakage"]
-    if leak["pairs"]:
-        parts.append("<h2>Leakage</h2><p class=note>Row: the code that was swapped. Column: how "
-                     "far that factor moved, as a share of the difference between the two drivers. "
-                     "Wanted: 1 on the diagonal, 0 beside it.</p>")  # fmt: skip
-        parts.append(heat(leak["matrix"], f"{leak['pairs']} pairs", 0, 1))
-        parts.append(heat(leak["signals"], "by signal", 0, 1))
-        if leak["crosstalk_of_the_measure"]:
-            parts.append("<p class=note>The measure itself: clips that were drawn alike in all "
-                         "but one factor. What stands beside the diagonal here is the measure's "
-                         "confusion, not the avatar's.</p>")  # fmt: skip
-            parts.append(heat(leak["crosstalk_of_the_measure"], "exact pairs", 0, 1))
+    parts += _ceilings(result["summary"])
+    if result["leakage"]["pairs"]:
+        parts += _leakage(result["leakage"])
+    parts += _sets(result["summary"])
     if result["probes"]:
         parts.append("<h2>What each code knows</h2>")
         parts.append(heat(result["probes"], "linear probe R² on unseen identities", 0, 1))
@@ -171,6 +166,55 @@ def write(result: dict[str, Any], signals: Mapping[str, Mapping[str, Any]], path
             [[s["item"], s["why"]] for s in result["skipped"]], ["item", "why"]))  # fmt: skip
     page = f"<!doctype html><meta charset=utf-8><title>Visavis evaluation</title><style>{_STYLE}"
     path.write_text(page + "</style>" + "\n".join(parts))
+
+
+def _leakage(leak: dict[str, Any]) -> list[str]:
+    """Both matrices, the intervals of the second, and what the measure itself confuses."""
+    out = ["<h2>Leakage</h2><p class=note>Row: the code that was swapped. Column: the factor that "
+           "moved. Wanted: 1 on the diagonal, 0 beside it. First what a code carries of its driver "
+           "and what is drawn along with it beyond what true faces show; then everything that "
+           "moved, the measure's confusion and noise included.</p>"]  # fmt: skip
+    rows = leak["explained"]
+    out.append(heat(square(rows), f"taken apart, {leak['pairs']} pairs", 0, 1))
+    parts = ("", " low", " high", " carried", " along")
+    cells = [[f"{f} into {g}", *(row.get(g + k) for k in parts), leak["matrix"][f][g]]
+             for f, row in rows.items() for g in square(rows)[f]]  # fmt: skip
+    out.append(table(cells, ["", "share", "5 %", "95 %", "carried", "drawn along", "raw"]))
+    out.append(heat(leak["matrix"], f"raw, {leak['pairs']} pairs", 0, 1))
+    out.append(heat(leak["signals"], "raw, by signal", 0, 1))
+    if leak["crosstalk_of_the_measure"]:
+        out.append(f"<p class=note>The measure itself, raw: {leak['exact_pairs']} pairs of clips "
+                   "that were drawn alike in all but one factor. What stands beside the diagonal "
+                   "here is not the avatar's.</p>")  # fmt: skip
+        out.append(heat(leak["crosstalk_of_the_measure"], "exact pairs", 0, 1))
+    return out
+
+
+def _ceilings(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What the measure sees of the drivers' own labels, beside what it sees of ours."""
+    rows = []
+    for name in FLOORS:
+        found = [summary.get(f"driven.{name}.{k}", {}) for k in
+                 ("r", "seen_r", "truth_r", "slope", "measure_r", "measure_slope")]  # fmt: skip
+        if found[4]:
+            rows.append([name, *(f.get("median") for f in found), str(int(found[0]["count"]))])
+    if not rows:
+        return []
+    note = ("<p class=note>Drivers with exact labels. The measure on their own true frames says "
+            "how well it sees at all.</p>")  # fmt: skip
+    head = ["median", "ours: driver as measured, r", "where the measure sees it, r", "labels, r",
+            "slope", "measure on true frames: labels, r", "slope", "clips"]  # fmt: skip
+    return ["<h2>What the measure can see</h2>" + note + table(rows, head)]
+
+
+def _sets(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Sets of pictures against real frames of the same people."""
+    rows = [[kind, found["median"], found["spread"], found["floor"], str(int(found["count"]))]
+            for kind in ("self", "swap") if (found := summary.get(f"{kind}.kid"))]  # fmt: skip
+    if not rows:
+        return []
+    head = ["KID on O-Net features, x 1000", "all", "spread", "real against other real", "people"]
+    return ["<h2>Pictures as sets</h2>" + table(rows, head)]
 
 
 def _mark(met: bool | None) -> Html:

@@ -65,6 +65,7 @@ class Studio:
     checkpoint: Path | None
     digest: str
     folder: Path
+    threads: int = 2
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,14 +82,23 @@ class Studio:
         return self.folder / (hashlib.sha256("\n".join(words).encode()).hexdigest()[:20] + ".mp4")
 
     def driver(self, path: Path) -> Driver:
-        """Read a driving clip (E_mot on every frame). Raises ValueError, MediaError."""
+        """Read a driving clip (E_mot on every frame), or take what an earlier item read.
+
+        Raises ValueError, MediaError.
+        """
+        kept, video = self.place("reading", path).with_suffix(".npz"), self.place("driver", path)
+        if kept.exists() and video.exists():
+            return _kept_driver(kept, video)
         frames = [f for f, _ in zip(pictures(path), range(MAX_FRAMES), strict=False)]
         face = read_clip(frames, self.engine)
         try:
             spoken = lip_codes(sound(path), len(frames), self.engine)
         except MediaError:
             spoken = None
-        return Driver(face, trailing(face.codes, self.engine.config), spoken)
+        driver = Driver(face, trailing(face.codes, self.engine.config), spoken)
+        self.driver_video(path, driver)
+        _keep_driver(driver, kept)
+        return driver
 
     def driver_video(self, path: Path, driver: Driver) -> Path:
         """The driver's own crops as a video, so that both sides are measured alike."""
@@ -115,7 +125,7 @@ class Studio:
             return place
         command = [
             visavis(), "render", "--portrait", str(portrait), "--audio", str(audio),
-            "--size", str(SIZE), "-o", str(place), "--threads", "2",
+            "--size", str(SIZE), "-o", str(place), "--threads", str(self.threads),
         ]  # fmt: skip
         if video is not None:
             for option in ("--pose", "--eyes", "--expression"):
@@ -126,6 +136,21 @@ class Studio:
         if done.returncode:
             raise RenderFailedError(done.stderr.strip().splitlines()[-1] if done.stderr else "?")
         return place
+
+
+def _keep_driver(driver: Driver, place: Path) -> None:
+    """Everything but the pictures, which are a video already."""
+    part = place.with_suffix(".part.npz")
+    spoken = np.zeros((0, DIMS["lip"]), np.float32) if driver.spoken is None else driver.spoken
+    np.savez(part, read=driver.face.codes, landmarks=driver.face.landmarks, codes=driver.codes,
+             spoken=spoken)  # fmt: skip
+    part.replace(place)
+
+
+def _kept_driver(place: Path, video: Path) -> Driver:
+    with np.load(place, allow_pickle=False) as z:
+        face = FaceClip(list(pictures(video)), z["read"], z["landmarks"])
+        return Driver(face, z["codes"], z["spoken"] if len(z["spoken"]) else None)
 
 
 def visavis() -> str:

@@ -31,6 +31,7 @@ from models.networks.generator import AppearanceEncoder, Generator
 from models.portrait import PortraitError, decode_image, prepare_portrait
 from models.runtime import load_engine
 from models.runtime.base import BaseEngine
+from trainer import origins
 from trainer.evaluate.studio import at_size, calmest
 from trainer.frames import FrameCache
 from trainer.personalise import quality
@@ -104,7 +105,7 @@ def personalise(
             lambda step, losses: bar.update(training, completed=step),
         )  # fmt: skip
         finishing = bar.add_task("exporting and measuring", total=3)
-        told = _about(base, about, steps, replay is not None)
+        told = _about(base, about, steps, replay)
         export_checkpoint(networks, base.face, out, about=told)
         bar.advance(finishing)
         before = quality.judge(engine, engine, source, split.tail)
@@ -242,17 +243,19 @@ def _cache(
     return cache, len(cache.kind) - 1
 
 
-def _about(base: Checkpoint, video: FileReport, steps: int, replay: bool) -> dict[str, Any]:
-    """Manifest of the result: the base's, and what was done to it."""
+def _about(base: Checkpoint, video: FileReport, steps: int, replay: Path | None) -> dict[str, Any]:
+    """Manifest of the result: the base's, and what was done to it with whose pictures."""
     kept = {
         k: v for k, v in base.manifest.items()
         if k not in ("format", "config", "files", "parameters", "parity", "metrics")
     }  # fmt: skip
     owner = {"name": f"a video of the portrait's owner ({video.file})", "licence": "own recording"}
+    known = list(base.manifest.get("data", []))
+    others = [o for o in origins.of_cache(replay) if o not in known] if replay else []
     return kept | {
-        "data": [*base.manifest.get("data", []), owner],
+        "data": [*known, *others, owner],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "personalised": {"steps": steps, "replay": replay, "seconds": video.kept_s},
+        "personalised": {"steps": steps, "replay": replay is not None, "seconds": video.kept_s},
     }
 
 

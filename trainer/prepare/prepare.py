@@ -26,7 +26,7 @@ from trainer.prepare.clips import cut_video
 from trainer.prepare.declare import Licence, LicenceError, licence_of
 from trainer.prepare.filters import Limits
 from trainer.prepare.media import MediaError
-from trainer.prepare.report import FileReport, Report
+from trainer.prepare.report import FileReport, Report, counted
 from trainer.prepare.shards import assemble, read_shard, write_shard
 from trainer.prepare.sync import SyncLimits
 
@@ -219,9 +219,11 @@ def _finish(
     report.held_out = sorted({n for n, out in zip(names, held, strict=True) if out})
     whole = len(set(people)) >= 4
     report.split = (
-        f"Held out for measuring: {len(report.held_out)} clips, "
+        f"Held out for measuring: {counted(len(report.held_out), 'clip')}, "
         + ("whole people." if whole else "by clip, because there are fewer than four people.")
     )  # fmt: skip
+    if not report.held_out:
+        report.split = "One clip only: nothing is held out, so nothing can be measured."
     assemble(options.out / "cache", shards, people, held, engine.face, on_done)
     _write_manifest(options, done, people, held)
 

@@ -52,11 +52,11 @@ class Report:
         total, kept = (sum(getattr(f, k) for f in self.files) for k in ("seconds", "kept_s"))
         clips = sum(f.clips for f in self.files)
         lines = [
-            f"{len(self.files)} files, {_time(total)}; kept {_time(kept)} in {clips} clips "
-            f"of {len(self.people)} people.",
+            f"{counted(len(self.files), 'file')}, {_time(total)}; kept {_time(kept)} in "
+            f"{counted(clips, 'clip')} of {counted(len(self.people), 'person', 'people')}.",
         ]
         if self.resumed:
-            lines.append(f"{self.resumed} files were done before and not read again.")
+            lines.append(f"Done before and not read again: {counted(self.resumed, 'file')}.")
         reasons: dict[str, float] = {}
         for file in self.files:
             for reason, seconds in file.dropped_s.items():
@@ -80,6 +80,11 @@ class Report:
             lines.append(self.split)
         lines += [f"Note: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _time(seconds: float) -> str:

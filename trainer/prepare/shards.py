@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from models.codes import FACTOR_SLICES
 from models.face import FaceModel
 from trainer.cache import STRIDE
-from trainer.face_fit import _fit_person as fit_person
+from trainer.face_fit import fit_person
 from trainer.frames import SIZE
 from trainer.prepare.clips import Clip
 from trainer.prepare.media import write_clip

@@ -210,4 +210,7 @@ class Recipe:
     picture_every: int = 500
     log_every: int = 10
     threads: int = 2
+    repeat: int = 0
+    """Only the first `repeat` batches, over and over; 0: endlessly new ones. A loss then falls
+    because the networks learn them, not because an easier batch came: a check, no training."""
     notes: tuple[str, ...] = field(default=())

@@ -84,12 +84,12 @@ class Run:
     def __init__(
         self, folder: Path, name: str, *, device: torch.device, precision: str = "bf16",
         seed: int = 0, save_every: int = 250, picture_every: int = 500, log_every: int = 10,
-        threads: int = 2,        deadline: float | None = None, show: bool = True,
+        threads: int = 2,        deadline: float | None = None, show: bool = True, repeat: int = 0,
     ) -> None:  # fmt: skip
         self.folder, self.name, self.device = folder, name, device
         self.seed, self.save_every, self.picture_every = seed, save_every, picture_every
         self.threads, self.deadline, self.show = threads, deadline, show
-        self.log_every = log_every
+        self.log_every, self.repeat = log_every, repeat
         self.dtype = _PRECISIONS[precision]
         self.step = 0
         self.about: dict[str, Any] = {}
@@ -149,14 +149,15 @@ class Run:
             OutOfTime: the deadline has passed; the state is saved.
         """
         stream = batches(
-            make, size=batch, seed=self.seed, start=self.step, threads=self.threads,
-            part=(parallel.rank(), parallel.world()),
+            make, size=batch, seed=self.seed, start=0 if self.repeat else self.step,
+            threads=self.threads, part=(parallel.rank(), parallel.world()),
         )  # fmt: skip
+        again = [next(stream) for _ in range(self.repeat)]
         if self.show and self.first:
             self._bar = _progress(f"stage {self.name}", steps, self.step)
         try:
             while self.step < steps:
-                data = next(stream)
+                data = again[self.step % self.repeat] if again else next(stream)
                 self._batch = {k: v.to(self.device, non_blocking=True) for k, v in data.items()}
                 yield self.step, self._batch
                 self.step += 1

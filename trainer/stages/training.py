@@ -119,6 +119,7 @@ def run_stage(
         folder, stage, device=device, precision=recipe.precision, seed=recipe.seed,
         save_every=recipe.save_every, picture_every=recipe.picture_every,
         log_every=recipe.log_every, threads=recipe.threads, deadline=deadline, show=options.show,
+        repeat=recipe.repeat,
     )  # fmt: skip
     run.about = {"recipe": recipe.name, "config": recipe.model.to_json()}
     if stage == "1":
