@@ -52,7 +52,13 @@ class Snapshot:
     """How much of the microphone's lip code to add: source share x speech x gain."""
 
     def resolve(self, lip: Array | None) -> MotionCode:
-        """Driving code of the frame, given the audio's lip code (16,) or None."""
+        """Driving code of the frame, given the audio's lip code (16,) or None.
+
+        A learnt lip code (`paper`, 500 dimensions) adds to no named one: it is taken as it is
+        while the microphone has most of the say, else the lips stay the portrait's own.
+        """
+        if lip is not None and lip.size != self.base.lip.size:
+            return self.base.with_("lip", lip) if self.mic_weight > 0.5 else self.base
         total = self.base.lip
         if lip is not None and self.mic_weight > 0.0:
             total = total + np.float32(self.mic_weight) * lip

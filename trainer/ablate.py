@@ -195,8 +195,10 @@ def one(
     name: str, seed: int, recipe: Recipe, data: Data, cache: Path, folder: Path, start: list[str],
     steps: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Train one variant and measure it."""
+    """Train one variant and measure it. Raises ValueError where the data cannot tell it apart."""
     variant = VARIANTS[name]
+    if variant.part == "flow" and not any(map(data.frames.has_flow, data.train)):
+        raise ValueError(f"{name}: these data have no renderer's flow, so nothing would differ")
     recipe = sized(
         replace(variant.change(recipe), seed=seed, precision="fp32"), variant.part, steps
     )

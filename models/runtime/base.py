@@ -133,7 +133,12 @@ def motion_readings(outputs: Mapping[str, Array]) -> Iterator[MotionReading]:
 
 
 def generator_inputs(appearance: Appearance, driving: MotionCode) -> dict[str, Array]:
-    """What the generator network takes for one frame, by name, with a batch axis of 1."""
+    """What the generator network takes for one frame, by name, with a batch axis of 1.
+
+    Named lip codes say nothing to a generator of learnt ones: its lips stay the portrait's own.
+    """
+    if driving.lip.size != appearance.code.lip.size:
+        driving = driving.with_("lip", appearance.code.lip)
     return {
         **appearance.features,
         "shape": appearance.shape[None],

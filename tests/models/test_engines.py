@@ -90,6 +90,15 @@ def test_codes_move_the_pixels_they_should(engine: BaseEngine, portrait: Portrai
     assert 0.1 < moved < 0.3, "E_mot reads the turn back"
 
 
+def test_a_lip_code_of_another_kind_leaves_the_lips_alone(
+    engine: BaseEngine, portrait: Portrait
+) -> None:
+    own = portrait.appearance.code
+    foreign = own.with_("lip", np.full(500, 3, np.float32))
+    drawn, still = (engine.draw(portrait.appearance, code) for code in (foreign, own))
+    np.testing.assert_array_equal(drawn.rgb, still.rgb)
+
+
 def test_wrong_inputs_are_refused(engine: BaseEngine, portrait: Portrait) -> None:
     with pytest.raises(ValueError, match="mel window"):
         engine.audio(np.zeros((3, 80), np.float32))

@@ -291,3 +291,10 @@ def test_snapshots_do_not_change_afterwards() -> None:
     for frame in range(1, 5):
         router.snapshot(Moment(frame))
     np.testing.assert_array_equal(first.base.concat(), kept)
+
+
+def test_a_learnt_lip_code_is_taken_whole_while_the_microphone_speaks() -> None:
+    learnt = np.linspace(-9, 9, 500, dtype=np.float32)
+    base = MotionCode()
+    assert np.array_equal(Snapshot(base, 1.0).resolve(learnt).lip, learnt)
+    assert Snapshot(base, 0.2).resolve(learnt).lip.size == 16, "the portrait's own follow"
