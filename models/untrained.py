@@ -49,7 +49,7 @@ def untrained_checkpoint(
         except ImportError as error:
             raise CheckpointError(
                 f"{error.name} is needed to make {config.name} networks: "
-                "pip install 'visavis[train]'"
+                "pip install -e '.[train]'"
             ) from error
     return open_checkpoint(folder)
 

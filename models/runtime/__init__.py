@@ -96,7 +96,7 @@ def _torch(checkpoint: Checkpoint, threads: int) -> BaseEngine:
     try:
         from models.runtime.torch_engine import make_torch_engine
     except ImportError as error:
-        raise EngineError("torch is not installed: pip install 'visavis[train]'") from error
+        raise EngineError("torch is not installed: pip install -e '.[train]'") from error
     return make_torch_engine(checkpoint, threads)
 
 
@@ -104,7 +104,7 @@ def _torch_on_gpu(checkpoint: Checkpoint, threads: int) -> BaseEngine:
     try:
         from models.runtime.torch_engine import make_torch_engine
     except ImportError as error:
-        raise EngineError("torch is not installed: pip install 'visavis[gpu]'") from error
+        raise EngineError("torch is not installed: pip install -e '.[gpu]'") from error
     return make_torch_engine(checkpoint, threads, require_gpu=True)
 
 

@@ -36,7 +36,7 @@ try:
     from models.runtime import graph as rewrites
 except ImportError as missing:
     raise EngineError(
-        f"{missing.name} is needed to build engines: pip install 'visavis[gpu]'"
+        f"{missing.name} is needed to build engines: pip install -e '.[gpu]'"
     ) from missing
 
 #: Largest difference of the float16 graph, as a part of the output's largest value (at least 1).

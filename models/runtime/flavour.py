@@ -21,7 +21,7 @@ FlavourName = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[FlavourName, ...] = get_args(FlavourName)
 #: What installs each of them.
 PACKAGES: Mapping[FlavourName, str] = {
-    "tensorrt": "pip install 'visavis[gpu]'",
+    "tensorrt": "pip install -e '.[gpu]'",
     "tensorrt_rtx": "pip install tensorrt_rtx_cu13",
 }
 #: Targets that `tensorrt_rtx` compiles for ahead of time.

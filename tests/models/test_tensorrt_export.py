@@ -80,7 +80,7 @@ def test_no_flavour_names_both_packages(app: typer.Typer, monkeypatch: pytest.Mo
     monkeypatch.setattr(export_command, "installed_flavours", list)
     code, output = run(app, "--target", "sm86")
     assert code == 1
-    assert "pip install 'visavis[gpu]'" in output
+    assert "pip install -e '.[gpu]'" in output
     assert "pip install tensorrt_rtx_cu13" in output
 
 
