@@ -114,9 +114,7 @@ def test_the_builders_own_words_reach_the_user(rtx: TensorRT, checkpoint: Checkp
 def test_a_flavour_that_is_missing_names_its_package() -> None:
     if "tensorrt" in installed_flavours():
         pytest.skip("tensorrt is installed here")
-    with pytest.raises(
-        EngineError, match=r"tensorrt cannot be used .*pip install 'visavis\[gpu\]'"
-    ):
+    with pytest.raises(EngineError, match=r"tensorrt cannot be used .*pip install -e '\.\[gpu\]'"):
         TensorRT("tensorrt")
 
 
