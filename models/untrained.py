@@ -48,8 +48,7 @@ def untrained_checkpoint(
             _write(config, folder, exported)
         except ImportError as error:
             raise CheckpointError(
-                f"{error.name} is needed to make {config.name} networks: "
-                "pip install -e '.[train]'"
+                f"{error.name} is needed to make {config.name} networks: pip install -e '.[train]'"
             ) from error
     return open_checkpoint(folder)
 
