@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.codes import FACTOR_SLICES
+from trainer.ablate_draw import Suite, drawn
 from trainer.ablate_measure import Rows, draws, expressions, lips, listener, sound_of
 from trainer.loop import descend
 from trainer.losses.decorrelation import MemoryBank, decorrelation
@@ -94,6 +95,16 @@ VARIANTS: dict[str, Variant] = {
     "exp: no window": _window(1),
     "flow: live (10)": Variant("flow"),
     "flow: none": _flow(0.0),
+}
+
+
+#: What every part learns from nothing; all else begins as `--start` has it.
+FRESH: dict[Part, tuple[str, ...]] = {
+    "lips": ("audio.",),
+    "expression": ("motion.heads.exp.",),
+    "flow": tuple(
+        f"generator.{name}." for name in ("kernel", "flow_in", "flow_res", "flow_up", "flow_out")
+    ),
 }
 
 
@@ -181,10 +192,7 @@ def common(data: Data, recipe: Recipe) -> Data:
 def begin(recipe: Recipe, data: Data, part: Part, start: list[str]) -> System:
     """Networks of the seed; what the part trains from nothing stays as it was made."""
     system = make_system(recipe, data)
-    fresh = {
-        "lips": ("audio.",), "expression": ("motion.heads.exp.",), "flow": (),
-    }[part]  # fmt: skip
-    kept = {k: v.clone() for k, v in system.state_dict().items() if k.startswith(fresh or ("-",))}
+    kept = {k: v.clone() for k, v in system.state_dict().items() if k.startswith(FRESH[part])}
     for source in start:
         load_start(system, source)
     system.load_state_dict(kept, strict=False)
@@ -193,7 +201,7 @@ def begin(recipe: Recipe, data: Data, part: Part, start: list[str]) -> System:
 
 def one(
     name: str, seed: int, recipe: Recipe, data: Data, cache: Path, folder: Path, start: list[str],
-    steps: int,
+    steps: int, suite: Suite | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Train one variant and measure it. Raises ValueError where the data cannot tell it apart."""
     variant = VARIANTS[name]
@@ -209,14 +217,15 @@ def one(
         picture_every=10**9, threads=1, show=False,
     )  # fmt: skip
     system = begin(recipe, data, variant.part, start)
+    found: dict[str, float]
     if variant.part == "flow":
         stage1.train(recipe, system, data, run, make_critics(recipe, folder, run.device))
-        return draws(recipe, system, data)
+        found = draws(recipe, system, data)
+        return found | (drawn(system, data, run.folder, suite) if suite else {})
     shared, mine = folder / "features-2a.npz", run.folder / "features-2a.npz"
     if shared.exists() and not mine.exists():
         os.link(shared, mine)
     narrow = common(data, recipe)
-    found: dict[str, float]
     if variant.part == "lips":
         stage2a.train(recipe, system, narrow, run)
         found = lips(system, data, cache, folder) | listener(system, data, folder)
@@ -227,7 +236,7 @@ def one(
     if not shared.exists():
         os.link(mine, shared)
     mine.unlink()
-    return found
+    return found | (drawn(system, data, run.folder, suite) if suite else {})
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
@@ -254,6 +263,14 @@ def main(
     steps: int = 150,
     seeds: int = 1,
     only: Annotated[str, typer.Option(help="Beginning of the variants' names.")] = "",
+    drawn_from: Annotated[
+        Path | None, typer.Option("--drawn", help="Training pack with the clips to draw.")
+    ] = None,
+    measure_python: Annotated[Path | None, typer.Option(help="As of `visavis evaluate`.")] = None,
+    measure_model: Annotated[Path | None, typer.Option(help="As of `visavis evaluate`.")] = None,
+    drawn_cache: Annotated[
+        Path | None, typer.Option(help="Cache of that pack, where it is another one.")
+    ] = None,
 ) -> None:
     """Train all variants, print and save the table; what is in it already is not done again."""
     torch.set_num_threads(1)
@@ -261,11 +278,14 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "table.json"
     found: dict[str, list[dict[str, float]]] = json.loads(path.read_text()) if path.exists() else {}
+    suite = None
+    if drawn_from:
+        suite = Suite(drawn_from, drawn_cache or cache, measure_python, measure_model)
     for seed in range(seeds):
         for name in VARIANTS:
             if not name.startswith(only) or len(found.get(name, [])) > seed:
                 continue
-            values = one(name, seed, recipe, data, cache, out, start, steps)
+            values = one(name, seed, recipe, data, cache, out, start, steps, suite)
             found.setdefault(name, []).append(values)
             path.write_text(json.dumps(found, indent=1) + "\n")
             print(name, seed, {k: round(v, 3) for k, v in values.items()}, flush=True)

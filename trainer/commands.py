@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -67,12 +68,13 @@ def train(
     from models.checkpoint import CheckpointError
     from trainer import origins
     from trainer.joined import cache_of
+    from trainer.loop import OutOfTime
     from trainer.recipes import recipe_of
     from trainer.stages import parallel
-    from trainer.stages.run import OutOfTime
     from trainer.stages.training import STAGES, Options, StageError
     from trainer.stages.training import train as run_stages
 
+    deadline = time.monotonic() + minutes * 60 if minutes else None
     wanted = ("prior", *STAGES) if stage == "all" else tuple(stage.split(","))
     try:
         made = recipe_of(recipe)
@@ -81,9 +83,9 @@ def train(
         if int(os.environ.get("RANK", "0")) == 0:
             origins.remember(run, data, start or ())
         if "prior" in wanted and made.model.family == "live" and _needs_prior(run, start or ()):
-            _prior(data, run, steps)
+            _prior(data, run, steps, deadline)
         rest = tuple(s for s in wanted if s != "prior")
-        options = Options(rest, tuple(start or ()), steps, batch, device, minutes, voices,
+        options = Options(rest, tuple(start or ()), steps, batch, device, deadline, voices,
                           torch_threads=threads)  # fmt: skip
         if rest:
             run_stages(made, data, run, options)
@@ -114,7 +116,7 @@ def _needs_prior(run: Path, start: Sequence[str]) -> bool:
     return not start and not begun
 
 
-def _prior(data: Path, run: Path, steps: int) -> None:
+def _prior(data: Path, run: Path, steps: int, deadline: float | None = None) -> None:
     """Supervised pretraining: the eye reader, then E_mot on the labels; both are the open prior."""
     from trainer import eye_stage, motion_stage
     from trainer.frames import FrameCache
@@ -128,19 +130,10 @@ def _prior(data: Path, run: Path, steps: int) -> None:
             "videos, or begin from the shipped networks with --start shipped"
         )
     run.mkdir(parents=True, exist_ok=True)
-    if not (run / PRIOR_FILE).exists() and _steps_of(run / "eye.pt") < (steps or EYE_STEPS):
-        eye_stage.train(data, run / "eye.pt", steps or EYE_STEPS)
-    motion_stage.train(data, run / PRIOR_FILE, start=run / "eye.pt",
+    if not (run / PRIOR_FILE).exists():
+        eye_stage.train(data, run / "eye.pt", steps or EYE_STEPS, deadline=deadline)
+    motion_stage.train(data, run / PRIOR_FILE, start=run / "eye.pt", deadline=deadline,
                        **({"steps": steps} if steps else {}))  # fmt: skip
-
-
-def _steps_of(path: Path) -> int:
-    """How far the eye reader came, which is begun anew where it was interrupted; 0: no file."""
-    import torch
-
-    if not path.exists():
-        return 0
-    return int(torch.load(path, weights_only=True, map_location="cpu")["step"])
 
 
 def _personalise(

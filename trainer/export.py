@@ -18,7 +18,7 @@ from models.networks import Networks
 from models.networks.audio import AudioEncoder
 from models.networks.motion import MotionEncoder
 from trainer import origins
-from trainer.gains import amplify, amplify_pitch
+from trainer.gains import READING_GAIN, amplify, amplify_reading
 from trainer.joined import cache_of
 
 
@@ -69,7 +69,7 @@ def load_part(networks: Networks, name: str, path: Path) -> None:
 
 def export(
     cache: Path, motion: Path, audio: Path, generator: Path, out: Path, version: str = "0.1.0",
-    metrics: Path | None = None, audio_gain: float = 1.2, pitch_gain: float = 1.18,
+    metrics: Path | None = None, audio_gain: float = 1.2,
 ) -> None:  # fmt: skip
     """Assemble, export, check parity and write the manifest with what all of it was made from."""
     cache = cache_of(cache)
@@ -80,7 +80,7 @@ def export(
         amplify(encoder, audio_gain)
     reader = networks.motion.net
     if isinstance(reader, MotionEncoder):
-        amplify_pitch(reader, pitch_gain)
+        amplify_reading(reader, READING_GAIN)
     steps = {
         name: int(torch.load(path, weights_only=True)["step"])
         for name, path in (("motion", motion), ("audio", audio), ("generator", generator))
@@ -91,7 +91,7 @@ def export(
             "name": networks.config.name, "version": version, "data": data,
             "git_commit": _commit(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "training_steps": steps, "audio_gain": audio_gain, "pitch_gain": pitch_gain,
+            "training_steps": steps, "audio_gain": audio_gain, "reading_gain": READING_GAIN,
             "metrics": json.loads(metrics.read_text()) if metrics else {},
         },
     )  # fmt: skip

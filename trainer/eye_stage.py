@@ -8,6 +8,7 @@ image-left patch is both eyes.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from trainer.frames import (
     shares,
 )
 from trainer.loader import Make, Sample, batches, to_unit
-from trainer.loop import Report, cosine, descend, save, set_rate
+from trainer.loop import Parts, Report, check_time, cosine, descend, resume, save, set_rate
 
 _POINTS = np.r_[GROUPS["eye_left"], GROUPS["iris_left"]]
 _DIMS = np.array([0, 2, 3, 4]) + FACTOR_SLICES["eye"].start
@@ -86,8 +87,13 @@ def evaluate(net: nn.Module, test: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def train(cache_dir: Path, out: Path, steps: int = 4000, batch: int = 96) -> None:
-    """Train; writes the reader's weights to `out` every 500 steps."""
+def train(
+    cache_dir: Path, out: Path, steps: int = 4000, batch: int = 96, deadline: float | None = None
+) -> None:
+    """Train; writes `out` every 500 steps and resumes from it, `reader` being what counts.
+
+    Raises OutOfTime once `deadline` (monotonic clock) has passed; the state is saved.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(11)
     cache = FrameCache(cache_dir)
@@ -95,10 +101,14 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, batch: int = 96) -> Non
     reader = EyeReader()
     net = nn.Sequential(reader, nn.Linear(128, TARGETS))
     optimiser = torch.optim.AdamW(net.parameters(), LR, (0.9, 0.99), weight_decay=1e-3)
-    stream = batches(sampler(cache, split.train), size=batch, seed=11, threads=1)
+    parts: Parts = {"reader": reader, "whole": net, "optimiser": optimiser}
+    begun = int(resume(out, parts)["step"])
+    if begun >= steps:
+        return
+    stream = batches(sampler(cache, split.train), size=batch, seed=11, start=begun, threads=1)
     test = next(batches(sampler(cache, split.test, augment=False), size=600, seed=12))
     report = Report(every=100, digits=4)
-    for step in range(1, steps + 1):
+    for step in range(begun + 1, steps + 1):
         data = next(stream)
         set_rate(optimiser, cosine(step - 1, peak=LR, steps=steps, warm_up=100))
         with torch.autocast("cpu", torch.bfloat16):
@@ -110,9 +120,12 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, batch: int = 96) -> Non
         terms = {"codes": codes, "points": 2 * points, "gaze": 4 * gaze}
         descend(optimiser, terms, net.parameters(), limit=5.0)
         report.add(step, terms)
+        late = deadline is not None and time.monotonic() > deadline
+        if step % 500 == 0 or step == steps or late:
+            save(out, parts, step=step)
+        check_time(deadline, "stage prior, the eye reader,", step, steps)
         if step % 500 == 0 or step == steps:
             print(json.dumps(evaluate(net, test)), flush=True)
-            save(out, {"reader": reader}, step=step)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from trainer.frames import SIZE, WHOLE, FrameCache, augmented, random_similarity
 from trainer.loader import Make, Sample, batches, to_unit
 from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
 from trainer.losses.flow import landmark_flow, picture_difference, smooth_residual
-from trainer.synthesis.teeth import teeth_picture
+from trainer.synthesis.inside import mouth_pictures
 
 U8 = NDArray[np.uint8]
 _SHAPE_ROUNDS = 3
@@ -241,7 +241,7 @@ def train(cache_dir: Path, out: Path, steps: int = 4000, threads: int = 1) -> No
     cache = FrameCache(cache_dir)
     encoder, net = AppearanceEncoder(), Generator(ModelConfig())
     net.geometry.load_face_model(cache.face)
-    net.teeth.picture.copy_(teeth_picture())
+    net.mouth.picture.copy_(mouth_pictures())
     optimiser, parameters = _optimiser(encoder, net, recipe.lr)
     parts: Parts = {"encoder": encoder, "net": net, "optimiser": optimiser}
     state = resume(out, parts)

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.loop import OutOfTime
 from trainer.pack_shards import MANIFEST, unpack
 from trainer.pieces import MIB, join, split
 from trainer.recipes import recipe_of
 from trainer.recipes.config import Recipe
-from trainer.stages.run import OutOfTime
 from trainer.stages.training import Options, train
 
 #: Kept for saving and cutting the files after the training's own limit.
@@ -94,10 +94,10 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = recipe_of(chosen.recipe)
     if chosen.device != "cpu":
         recipe = for_gpu(recipe, chosen.threads)
-    left = chosen.minutes - SPARE_MINUTES - (time.monotonic() - began) / 60
+    deadline = began + 60 * (chosen.minutes - SPARE_MINUTES)
     options = Options(
         tuple(chosen.stage.split(",")), tuple(chosen.start), chosen.steps, chosen.batch,
-        chosen.device, max(left, 0.01), show=False,
+        chosen.device, deadline, show=False,
     )  # fmt: skip
     try:
         train(recipe, cache, run, options)

@@ -61,19 +61,21 @@ def cache_of(folder: Path) -> Path:
 
 
 def join(out: Path, caches: list[str]) -> None:
-    """Write the folder `out` that stands for `caches` ("PATH" or "PATH:kind,kind").
+    """Write the folder `out` that stands for `caches` ("PATH" or "PATH:kind,kind"), each a cache
+    or what `visavis prepare` wrote.
 
     Raises:
-        FileNotFoundError: a cache has no labels.
+        ValueError: there is no such cache.
     """
     out.mkdir(parents=True, exist_ok=True)
     places, entries = [], []
     for name in caches:
         path, _, kinds = name.partition(":")
-        if not (Path(path) / "labels.npz").exists():
-            raise FileNotFoundError(f"{path} is no frame cache: it has no labels.npz")
+        cache = cache_of(Path(path))
+        if (cache / FILE).exists():
+            raise ValueError(f"{path} is joined itself: name what it was joined from")
         # Relative, so that the folders can move together.
-        relative = os.path.relpath(Path(path).resolve(), out.resolve())
+        relative = os.path.relpath(cache.resolve(), out.resolve())
         places.append(relative)
         entries.append({"cache": relative, "kinds": kinds.split(",") if kinds else []})
     (out / FILE).write_text(json.dumps(entries, indent=1) + "\n")

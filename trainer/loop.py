@@ -52,6 +52,16 @@ def descend(
     optimiser.step()
 
 
+class OutOfTime(Exception):  # noqa: N818 - no error: the run goes on when it is called again
+    """The wall-clock limit came; everything is saved."""
+
+
+def check_time(deadline: float | None, what: str, step: int, steps: int) -> None:
+    """Raises OutOfTime when the monotonic clock has passed `deadline` (s; None: never)."""
+    if deadline is not None and time.monotonic() > deadline:
+        raise OutOfTime(f"{what} stands at step {step} of {steps}")
+
+
 class Report:
     """Running means of the losses, printed with the seconds per step every `every` steps."""
 

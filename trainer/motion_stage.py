@@ -10,6 +10,7 @@ the difference of their codes is motion, free of what the person looks like.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from trainer.frames import (
     shares,
 )
 from trainer.loader import Make, Sample, batches, to_unit
-from trainer.loop import Parts, Report, cosine, descend, resume, save, set_rate
+from trainer.loop import Parts, Report, check_time, cosine, descend, resume, save, set_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,12 @@ def _adopt(net: MotionEncoder, path: Path) -> None:
 
 
 def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, threads: int = 2,
-          start: Path | None = None, lr: float = 1.2e-3) -> None:  # fmt: skip
-    """Train E_mot; writes `out` (.pt) every 250 steps and resumes from it."""
+          start: Path | None = None, lr: float = 1.2e-3, deadline: float | None = None,
+          ) -> None:  # fmt: skip
+    """Train E_mot; writes `out` (.pt) every 250 steps and resumes from it.
+
+    Raises OutOfTime once `deadline` (monotonic clock) has passed; the state is saved.
+    """
     torch.set_num_threads(threads)
     recipe = MotionRecipe(steps=steps, batch=batch, lr=lr)
     torch.manual_seed(recipe.seed)
@@ -229,8 +234,10 @@ def train(cache_dir: Path, out: Path, steps: int = 6000, batch: int = 32, thread
         descend(optimiser, terms, net.parameters(), limit=5.0)
         step += 1
         report.add(step, terms)
-        if step % 250 == 0 or step == recipe.steps:
+        late = deadline is not None and time.monotonic() > deadline
+        if step % 250 == 0 or step == recipe.steps or late:
             save(out, parts, step=step)
+        check_time(deadline, "stage prior, E_mot,", step, recipe.steps)
         if step % 500 == 0:
             print(json.dumps(evaluate(net, cache, rows.test)), flush=True)
 

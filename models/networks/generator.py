@@ -27,8 +27,15 @@ from models.codes import CODE_DIM, DIMS, FACTOR_SLICES
 from models.config import ModelConfig
 from models.face import BASIS_DIM, CANONICAL_ORIGIN, GROUPS, LANDMARKS, FaceModel
 from models.networks.blocks import ConvBlock, ModulatedConv, ModulatedRes, ResBlock
-from models.networks.openings import APERTURE_MAPS, ApertureMaps, LidWarp, LipWarp, lid_gap
-from models.networks.teeth import Teeth, chin_shift, light
+from models.networks.mouth import MouthInside, chin_shift, light
+from models.networks.openings import (
+    APERTURE_MAPS,
+    ApertureMaps,
+    LidWarp,
+    LipWarp,
+    kept_by_warp,
+    lid_gap,
+)
 
 STYLE = 128
 C64, C32 = 48, 96
@@ -225,8 +232,8 @@ class Motion:
 
     flow (B, 2, 2S, 2S), the learned part of it at its own size, residual (B, 2, S, S),
     features x (B, 32, S, S), hints (B, 12, S, S), apertures (B, 3, 2S, 2S),
-    teeth (B, 4, 4S, 4S), lids' seam and zone (B, 2, 2S, 2S), style (B, 128), control points
-    of the source (B, 196, 2).
+    mouth's inside (B, 4, 4S, 4S), seam of the lids and what the warp keeps (B, 2, 2S, 2S),
+    style (B, 128), control points of the source (B, 196, 2).
     """
 
     flow: Tensor
@@ -234,7 +241,7 @@ class Motion:
     x: Tensor
     hints: Tensor
     apertures: Tensor
-    teeth: Tensor
+    mouth: Tensor
     lids: Tensor
     style: Tensor
     source: Tensor
@@ -248,7 +255,7 @@ class Motion:
         )
         return Motion(
             self.flow[fine], self.residual[part], self.x[part], self.hints[part],
-            self.apertures[fine], self.teeth[finest],
+            self.apertures[fine], self.mouth[finest],
             self.lids[fine], self.style, self.source,
         )  # fmt: skip
 
@@ -264,7 +271,7 @@ class Generator(nn.Module):
         self.apertures = ApertureMaps(2 * config.flow_size)
         self.lids = LidWarp(2 * config.flow_size)
         self.lips = LipWarp(2 * config.flow_size)
-        self.teeth = Teeth(4 * config.flow_size)
+        self.mouth = MouthInside(4 * config.flow_size)
         self.style = nn.Sequential(
             nn.Linear(2 * CODE_DIM + 64, STYLE), nn.LeakyReLU(0.2), nn.Linear(STYLE, STYLE),
             nn.LeakyReLU(0.2),
@@ -333,12 +340,14 @@ class Generator(nn.Module):
         flow = warp(coarse + residual, at_rest)
         flow = self.lips(flow, driving, source)
         apertures = self.apertures(driving)
+        kept = torch.maximum(lids[:, 1:], kept_by_warp(driving, self.apertures.axis))
+        lids = torch.cat([lids[:, :1], kept], 1)
         pose = driving_code[:, FACTOR_SLICES["pose"]]
-        teeth = self.teeth(
+        mouth = self.mouth(
             shape, chin_shift(driving_code, self.geometry.basis), self.geometry.camera(pose),
             self.geometry.shift(pose), driving, source,
         )  # fmt: skip
-        return Motion(flow, residual, x, hints, apertures, teeth, lids, style, source)
+        return Motion(flow, residual, x, hints, apertures, mouth, lids, style, source)
 
     def decode(self, rgb128: Tensor, f64: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
         """Mask and RGB at twice the size of `motion.flow`, which may be a window of it."""
@@ -349,12 +358,12 @@ class Generator(nn.Module):
         y = F.leaky_relu(F.pixel_shuffle(self.to128(self.decode_res(y, style)), 2), 0.2)
         seen = [warp(rgb128, flow), motion.apertures, motion.lids[:, :1]]
         y = F.pixel_shuffle(self.to256(self.at128(torch.cat([y, *seen], 1), style)), 2)
-        seam, zone = resize(motion.lids, y.shape[-1]).chunk(2, 1)
-        mask = torch.maximum(torch.sigmoid(y[:, 3:4] + 1.5), zone) * (1 - seam)
-        # Teeth lie before all that the decoder and the warp show of the mouth's inside.
-        behind = 1 - motion.teeth[:, 3:]
+        seam, kept = resize(motion.lids, y.shape[-1]).chunk(2, 1)
+        mask = torch.maximum(torch.sigmoid(y[:, 3:4] + 1.5), kept) * (1 - seam)
+        # It lies before all that the decoder and the warp show of the mouth's inside.
+        behind = 1 - motion.mouth[:, 3:]
         white = light(rgb128, motion.source)[:, :, None, None]
-        return mask * behind, torch.sigmoid(y[:, :3]) * behind + motion.teeth[:, :3] * white
+        return mask * behind, torch.sigmoid(y[:, :3]) * behind + motion.mouth[:, :3] * white
 
 
 def _plane_turn(source_code: Tensor, driving_code: Tensor) -> Tensor:

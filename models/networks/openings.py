@@ -33,6 +33,8 @@ FOLLOW_RADII = 1.7
 LIP_STRETCH, CORNER_STRETCH = 0.06, 0.03
 #: Eye curves have nine points; repeating the middle one pads them to the mouth's eleven.
 _NINE = (0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8)
+#: What `kept_by_warp` keeps, and the half axes in crop units of the ellipse that is the decoder's.
+KEPT, MOUTH_RADII = 0.85, (0.22, 0.20)
 
 
 def _rows(start: int, count: int, upper: bool, picks: tuple[int, ...]) -> list[int]:
@@ -187,6 +189,19 @@ class LidWarp(nn.Module):
             for axis in (0, 1):
                 shifts[axis].append(moved[:, axis, None, None] * follow)
         return torch.stack(shifts[0], 1), torch.stack(shifts[1], 1)
+
+
+def kept_by_warp(driving_BK2: Tensor, axis_S: Tensor) -> Tensor:
+    """(B, 1, S, S): how much of a pixel the warp keeps at least, 0 around the mouth.
+
+    What a turning head uncovers a decoder of this size paints blurred and in the colours of its
+    training pictures, as a green rim of hair; the stretched warp is sharp and of this picture.
+    """
+    mouth = driving_BK2[:, GROUPS["lips_inner"]].mean(1)[:, None, None]
+    x = (axis_S[None, None, :] - mouth[..., 0]) / MOUTH_RADII[0]
+    y = (axis_S[None, :, None] - mouth[..., 1]) / MOUTH_RADII[1]
+    away = (2 * ((x * x + y * y + 1e-8).sqrt() - 1)).clamp(0, 1)
+    return KEPT * away[:, None]
 
 
 class LipWarp(nn.Module):

@@ -9,8 +9,16 @@ from models.checkpoint import open_checkpoint
 from models.codes import CODE_DIM, FACTOR_SLICES
 from models.face import GROUPS
 from models.networks.generator import Geometry
-from models.networks.openings import ApertureMaps, LidWarp, LipWarp, lid_gap, lip_rows
-from models.networks.teeth import ROWS, WINDOW, Teeth, chin_shift, light
+from models.networks.mouth import PICTURES, ROWS, WINDOW, MouthInside, chin_shift, light
+from models.networks.openings import (
+    KEPT,
+    ApertureMaps,
+    LidWarp,
+    LipWarp,
+    kept_by_warp,
+    lid_gap,
+    lip_rows,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -148,23 +156,23 @@ def test_the_seam_is_where_lids_meet_that_were_apart(geometry: Geometry) -> None
             assert seam[at : at + 2, column].max() > 0.6, "less towards the corners"
 
 
-def white_teeth() -> Teeth:
-    """Both pictures filled with opaque white."""
-    teeth = Teeth(SIZE)
-    teeth.picture.fill_(1.0)
-    return teeth
+def all_white() -> MouthInside:
+    """Every picture filled with opaque white."""
+    mouth = MouthInside(SIZE)
+    mouth.picture.fill_(1.0)
+    return mouth
 
 
 @torch.no_grad()
-def teeth_of(
-    geometry: Geometry, teeth: Teeth, code: Tensor, source: Tensor | None = None
+def inside_of(
+    geometry: Geometry, mouth: MouthInside, code: Tensor, source: Tensor | None = None
 ) -> Tensor:
     """(4, S, S) of the mean head with a code, its portrait at rest unless given."""
     pose = code[:, FACTOR_SLICES["pose"]]
     shape = geometry.mean[None]
     driving = geometry(shape, code)
     rest = geometry(shape, torch.zeros(1, CODE_DIM)) if source is None else source
-    seen: Tensor = teeth(shape, chin_shift(code, geometry.basis), geometry.camera(pose),
+    seen: Tensor = mouth(shape, chin_shift(code, geometry.basis), geometry.camera(pose),
                          geometry.shift(pose), driving, rest)[0]  # fmt: skip
     return seen
 
@@ -175,11 +183,11 @@ def spoken(jaw: float, yaw: float = 0.0) -> Tensor:
     return code
 
 
-def only(row: int) -> Teeth:
+def only(name: str) -> MouthInside:
     """A single opaque line in the middle of one of the pictures."""
-    teeth = Teeth(SIZE)
-    teeth.picture[row, :, ROWS // 2 - 1 : ROWS // 2 + 1] = 1
-    return teeth
+    mouth = MouthInside(SIZE)
+    mouth.picture[PICTURES.index(name), :, ROWS // 2 - 1 : ROWS // 2 + 1] = 1
+    return mouth
 
 
 def height(image: Tensor) -> float:
@@ -188,36 +196,56 @@ def height(image: Tensor) -> float:
     return float((image.sum(1) * axis).sum() / image.sum())
 
 
-def test_upper_teeth_stay_in_the_head_and_lower_ones_follow_the_jaw(geometry: Geometry) -> None:
+def test_upper_teeth_stay_in_the_head_the_rest_follows_the_jaw(geometry: Geometry) -> None:
     chin = [-float(chin_shift(spoken(jaw), geometry.basis)[0, 1]) for jaw in (2.0, 3.0)]
     assert (chin[1] - chin[0]) * SIZE > 2
-    for row, wanted in ((0, 0.0), (1, chin[1] - chin[0])):
-        a, b = (height(teeth_of(geometry, only(row), spoken(jaw))[3]) for jaw in (2.0, 3.0))
+    down = chin[1] - chin[0]
+    for name, wanted in (("upper", 0.0), ("lower", down), ("behind", down)):
+        a, b = (height(inside_of(geometry, only(name), spoken(jaw))[3]) for jaw in (2.0, 3.0))
         assert b - a == pytest.approx(wanted, abs=0.6 / SIZE)
 
 
-def test_teeth_are_seen_through_the_opening_only_and_turn_with_the_head(
+def test_what_is_behind_fills_the_opening_however_wide_and_lies_under_the_teeth(
     geometry: Geometry,
 ) -> None:
-    straight = teeth_of(geometry, white_teeth(), spoken(2.0))[3]
+    """The decoder paints nothing inside a mouth, so nothing that it learnt can be seen there."""
+    mouth = MouthInside(SIZE)
+    mouth.picture[PICTURES.index("behind")] = torch.tensor([0.2, 0.1, 0.1, 1.0])[:, None, None]
+    code = spoken(3.0)
+    code[0, FACTOR_SLICES["exp"]][[12, 13]] = 1.0  # smiles: wider than at rest
+    opening = ApertureMaps(SIZE)(geometry(geometry.mean[None], code))[0, 0]
+    seen = inside_of(geometry, mouth, code)
+    assert seen[3, opening > 0.97].min() > 0.9
+    assert seen[0, opening > 0.97].max() <= 0.2 + 1e-6
+    mouth.picture[PICTURES.index("lower")] = 1.0
+    assert inside_of(geometry, mouth, code)[0].max() > 0.99, "teeth stand before it"
+    mouth.picture[PICTURES.index("lower")] = 0.0
+    mouth.picture[PICTURES.index("upper"), 3] = 1.0
+    assert inside_of(geometry, mouth, code)[0].min() == 0, "black teeth hide it"
+
+
+def test_the_inside_is_seen_through_the_opening_only_and_turns_with_the_head(
+    geometry: Geometry,
+) -> None:
+    straight = inside_of(geometry, all_white(), spoken(2.0))[3]
     opening = ApertureMaps(SIZE)(geometry(geometry.mean[None], spoken(2.0)))[0, 0]
     assert straight[opening < 0.25].max() == 0
     assert straight[opening > 0.97].min() > 0.9
-    turned = teeth_of(geometry, white_teeth(), spoken(2.0, yaw=0.5))[3]
+    turned = inside_of(geometry, all_white(), spoken(2.0, yaw=0.5))[3]
     widths = [float((image > 0.5).any(0).sum()) for image in (straight, turned)]
     assert widths[1] / widths[0] == pytest.approx(np.cos(0.5), abs=0.1)
     lips = geometry(geometry.mean[None], spoken(-1.0))[0]
     assert lips[_LOWER, 1] <= lips[_UPPER, 1], "they touch"
-    assert teeth_of(geometry, white_teeth(), spoken(-1.0))[3].max() < 0.02
+    assert inside_of(geometry, all_white(), spoken(-1.0))[3].max() < 0.02
 
 
 def test_a_portrait_that_shows_its_own_teeth_keeps_them(geometry: Geometry) -> None:
     wide = geometry(geometry.mean[None], spoken(2.0))
-    assert teeth_of(geometry, white_teeth(), spoken(2.5), source=wide).abs().max() == 0
+    assert inside_of(geometry, all_white(), spoken(2.5), source=wide).abs().max() == 0
 
 
 def test_the_upper_lip_throws_a_shadow(geometry: Geometry) -> None:
-    seen = teeth_of(geometry, white_teeth(), spoken(2.5))
+    seen = inside_of(geometry, all_white(), spoken(2.5))
     column = SIZE // 2
     lines = (seen[3, :, column] > 0.5).nonzero()[:, 0]
     shade = seen[0, lines, column] / seen[3, lines, column]
@@ -226,10 +254,10 @@ def test_the_upper_lip_throws_a_shadow(geometry: Geometry) -> None:
     assert (shade.diff() > -1e-3).all()
 
 
-def test_teeth_fade_before_their_window_ends(geometry: Geometry) -> None:
+def test_the_inside_fades_before_its_window_ends(geometry: Geometry) -> None:
     code = spoken(2.0)
     code[0, FACTOR_SLICES["pose"].start + 4] = 0.22
-    seen = teeth_of(geometry, white_teeth(), code)[3]
+    seen = inside_of(geometry, all_white(), code)[3]
     last = round(SIZE * WINDOW[3])
     assert seen[last - 12 : last].max() > 0.05, "the mouth has reached the rim"
     assert seen[last - 1].max() < 0.2
@@ -282,3 +310,18 @@ def test_lips_in_place_and_the_rest_of_the_face_stay(geometry: Geometry) -> None
     shift = (LipWarp(SIZE)(grid(), points(geometry, jaw=1.5), same) - grid())[0].abs()
     for name in ("eye_left", "eye_right", "brow_left"):
         assert shift[:, *box(same, name)].max() * 256 < 0.01
+
+
+@pytest.mark.parametrize(("yaw", "jaw"), [(0.0, 0.0), (0.35, 3.0), (-0.35, 2.0)])
+def test_the_mouth_is_the_decoders_and_the_silhouette_the_warps(
+    geometry: Geometry, yaw: float, jaw: float
+) -> None:
+    points = geometry(geometry.mean[None], spoken(jaw, yaw))
+    kept = kept_by_warp(points, (torch.arange(SIZE) + 0.5) / SIZE)[0, 0]
+    lips = (points[0, GROUPS["lips_outer"]] * SIZE).long()
+    assert kept[lips[:, 1], lips[:, 0]].max() < 0.05
+    assert kept[:, [0, -1]].min() == pytest.approx(KEPT), "background"
+    oval = (points[0, GROUPS["oval"]] * SIZE).long()
+    crown = oval[oval[:, 1] < oval[:, 1].min() + 10]
+    assert kept[crown[:, 1], crown[:, 0]].min() == pytest.approx(KEPT)
+    assert 0 <= kept.min() <= kept.max() <= KEPT + 1e-6

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.codes import FACTORS
 from tests.trainer.tiny import tiny, write_cache
-from trainer.ablate import VARIANTS, table, train_expression
+from trainer.ablate import FRESH, VARIANTS, begin, table, train_expression
+from trainer.ablate_draw import figures
 from trainer.ablate_measure import Held, expressions, leaks, over_window, ridge_share
 from trainer.recipes import recipe_of
 from trainer.stages import stage2a
@@ -109,6 +111,45 @@ def test_the_expression_head_learns_and_is_measured(data: Data, tmp_path: Path) 
     held = Held(np.arange(24, 48), np.arange(24))
     found = expressions(system, data, tmp_path, held)
     assert all(np.isfinite(v) for k, v in found.items() if k != "smile r")
+
+
+def test_a_part_begins_from_nothing_and_the_rest_from_what_is_given(
+    data: Data, tmp_path: Path
+) -> None:
+    given = make_system(replace(tiny(), seed=5), data)
+    for value in given.parameters():
+        value.data.fill_(0.25)
+    torch.save({"system": given.state_dict(), "step": 1}, tmp_path / "given.pt")
+    nothing = make_system(tiny(), data).state_dict()
+    for part, fresh in FRESH.items():
+        begun = begin(tiny(), data, part, [str(tmp_path / "given.pt")])
+        mine = {name for name in nothing if name.startswith(fresh)}
+        assert mine, part
+        for name, value in begun.named_parameters():
+            wanted = nothing[name] if name in mine else given.state_dict()[name]
+            assert torch.equal(value, wanted), (part, name)
+
+
+def test_drawn_figures_are_the_sync_and_every_cell_beside_the_diagonal() -> None:
+    explained = {
+        f: {g: 1.0 if f == g else (i + j) / 100 for j, g in enumerate(FACTORS)}
+        for i, f in enumerate(FACTORS)
+    }
+    result = {
+        "summary": {
+            "speech.mouth_gap.r": {"median": 0.9, "worst": 0.6, "count": 6},
+            "speech.mouth_gap.lag_frames": {"median": 0.2, "worst": 1.0, "count": 6},
+        },
+        "leakage": {"explained": explained},
+    }
+    found = figures(result)
+    assert found["drawn mouth r"] == 0.9
+    assert found["drawn worst r"] == 0.6
+    assert found["drawn lag frames"] == 0.2
+    assert np.isnan(found["drawn slope"]), "what was not measured is not zero"
+    cells = {k: v for k, v in found.items() if " into " in k}
+    assert len(cells) == 12
+    assert cells["eye into exp"] == explained["eye"]["exp"]
 
 
 def test_repeated_batches_are_the_first_ones_and_resume(tmp_path: Path) -> None:

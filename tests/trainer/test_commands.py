@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from tests.trainer.tiny import write_cache
 from trainer import lab_commands
-from trainer.commands import EYE_STEPS, _needs_prior, _prior, register
+from trainer.commands import _needs_prior, _prior, register
+from trainer.loop import OutOfTime
+from trainer.stages.training import PRIOR_FILE
 
 pytestmark = pytest.mark.unit
 
@@ -99,19 +101,17 @@ def test_the_prior_needs_somebody_held_out(app: typer.Typer, tmp_path: Path) -> 
     assert "begin from the shipped networks with --start shipped" in found.output
 
 
-def test_the_eye_reader_is_begun_anew_where_it_was_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache, run, done = write_cache(tmp_path, ("grid",) * 6, filmed=""), tmp_path / "run", []
-    monkeypatch.setattr("trainer.eye_stage.train", lambda d, out, steps: done.append(steps))
-    monkeypatch.setattr("trainer.motion_stage.train", lambda *a, **k: None)
-    run.mkdir()
-    torch.save({"step": 500}, run / "eye.pt")
-    _prior(cache, run, 0)
-    assert done == [EYE_STEPS]
-    torch.save({"step": EYE_STEPS}, run / "eye.pt")
-    _prior(cache, run, 0)
-    assert done == [EYE_STEPS], "it was finished"
+def test_the_prior_stops_in_time_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    cache, run = write_cache(tmp_path, ("grid",) * 6, filmed=""), tmp_path / "run"
+    with pytest.raises(OutOfTime, match="the eye reader, stands at step 1 of 2"):
+        _prior(cache, run, 2, deadline=0.0)
+    with pytest.raises(OutOfTime, match="the eye reader, stands at step 2 of 2"):
+        _prior(cache, run, 2, deadline=0.0)
+    with pytest.raises(OutOfTime, match="E_mot, stands at step 1 of 2"):
+        _prior(cache, run, 2, deadline=0.0)
+    _prior(cache, run, 2)
+    steps = [torch.load(run / f, weights_only=True)["step"] for f in ("eye.pt", PRIOR_FILE)]
+    assert steps == [2, 2]
 
 
 @pytest.mark.parametrize(

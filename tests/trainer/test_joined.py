@@ -107,10 +107,24 @@ def test_a_cache_cut_to_kinds(mixed: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_joined_is_said(mixed: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no labels\.npz"):
+    with pytest.raises(ValueError, match="nothing is no training cache"):
         join(tmp_path / "x", [str(tmp_path / "nothing")])
     with np.load(tmp_path / "new" / "face_model.npz") as z:
         other = {k: z[k] for k in z.files}
     np.savez(tmp_path / "new" / "face_model.npz", **(other | {"basis": other["basis"] + 1}))
     with pytest.raises(ValueError, match="different face models"):
         FrameCache(mixed)
+
+
+def test_what_prepare_wrote_may_be_named_and_what_is_no_cache_is_refused(
+    mixed: Path, tmp_path: Path
+) -> None:
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    (tmp_path / "old").rename(prepared / "cache")
+    join(tmp_path / "again", [str(prepared), str(tmp_path / "new")])
+    assert FrameCache(tmp_path / "again").kind.tolist().count("grid") == 12
+    with pytest.raises(ValueError, match="is no training cache"):
+        join(tmp_path / "no", [str(tmp_path)])
+    with pytest.raises(ValueError, match="is joined itself"):
+        join(tmp_path / "no", [str(tmp_path / "again")])

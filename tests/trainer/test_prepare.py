@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from rich.console import Console
@@ -51,6 +52,27 @@ def test_good_videos_are_kept_and_late_lips_corrected(out: tuple[Path, Report]) 
     assert good.sync_r > 0.5
     assert late.kept_s == pytest.approx(4.4, abs=0.1)
     assert late.offset_frames == pytest.approx(3, abs=0.7)
+
+
+def test_a_video_that_breaks_off_says_so(folder: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "videos"
+    declare(cut)
+    # The index first, so that a half can be opened.
+    with (
+        av.open(str(folder / "mei" / "good.mp4")) as source,
+        av.open(str(tmp_path / "whole.mp4"), "w", options={"movflags": "faststart"}) as whole,
+    ):
+        copies = {s.index: whole.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.index]
+                whole.mux(packet)
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (cut / "half.mp4").write_bytes(data[: len(data) // 2])
+    found = of(prepare(Options(cut, tmp_path / "out"), QUIET, the_engine()), "half.mp4")
+    lost = found.dropped_s["not to be decoded: the file is damaged or cut off"]
+    assert 1 < lost < 4
+    assert found.seconds == pytest.approx(4.4, abs=0.2), "what it says that it has"
 
 
 def test_what_cannot_be_used_is_told_by_file_and_reason(out: tuple[Path, Report]) -> None:

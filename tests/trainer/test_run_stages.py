@@ -14,11 +14,12 @@ import torch
 from models.checkpoint import DEFAULT_PATH, open_checkpoint
 from models.networks import load_networks
 from tests.trainer.tiny import tiny, write_cache
-from trainer.gains import amplify_pitch
+from trainer.gains import amplify_reading
 from trainer.loader import to_unit
+from trainer.loop import OutOfTime
 from trainer.recipes import recipe_of
 from trainer.stages import stage2a, stage2c
-from trainer.stages.run import OutOfTime, Run
+from trainer.stages.run import Run
 from trainer.stages.sampling import Data, damaged, moment_rows
 from trainer.stages.system import StartError, System, load_start
 from trainer.stages.training import (
@@ -60,8 +61,8 @@ def run(stage: str, data: Data, out: Path, *, stop_after_each: bool = False, **o
     begin(system, stage, out, ())
     critics = make_critics(recipe, out, CPU)
     deadline = 0.0 if stop_after_each else None
-    chosen = Options(device="cpu", show=False, **options)
-    run_stage(stage, recipe, system, data, out, critics, chosen, CPU, deadline)
+    chosen = Options(device="cpu", show=False, deadline=deadline, **options)
+    run_stage(stage, recipe, system, data, out, critics, chosen, CPU)
     return system
 
 
@@ -199,7 +200,7 @@ def test_the_shipped_networks_are_a_beginning(data: Data) -> None:
     assert taken == ["audio", "motion", "appearance", "generator"]
     shipped = open_checkpoint(verify=False)
     wanted = load_networks(shipped)
-    amplify_pitch(system.motion, shipped.manifest.get("pitch_gain", 1.0))
+    amplify_reading(system.motion, shipped.manifest["reading_gain"])
     torch.testing.assert_close(system.motion.state_dict(), wanted.motion.net.state_dict())
     gain = shipped.manifest["audio_gain"]
     torch.testing.assert_close(system.audio.lip.bias * gain, wanted.audio.net.lip.bias)

@@ -440,12 +440,15 @@ def test_shards_open_as_a_frame_cache_and_stream_repeats(
     module.Limits = lambda: loose  # type: ignore[assignment,misc]
     try:
         dropped = write(studio, tmp_path / "out", Order(identities=1, frames=2, without=["1"]))
+        others = write(studio, tmp_path / "only", Order(identities=3, frames=2, only=["0"]))
     finally:
         module.Limits = Limits  # type: ignore[misc]
     cache = FrameCache(tmp_path / "out")
     assert len(cache.kind) == 3
     assert set(cache.person) == {"0"}, "1 is held out, 2 looks away"
     assert dropped["held out"] == 1
+    assert set(FrameCache(tmp_path / "only").person) == {"0"}
+    assert others["held out"] == len(studio.stills["still"]) - 1
     assert (tmp_path / "out" / "flow.f16").stat().st_size == 3 * SIZE * SIZE * 2 * 2
     again = [next(stream(studio, [0], driving=1, seed=5, limits=loose)) for _ in range(2)]
     np.testing.assert_array_equal(again[0]["pixels"], again[1]["pixels"])

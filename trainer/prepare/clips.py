@@ -15,12 +15,14 @@ from trainer.evaluate.score import own_identity
 from trainer.evaluate.studio import lip_codes
 from trainer.prepare.faces import FaceClip, Scanner, Sighting, clip_transform, read_crops
 from trainer.prepare.filters import Limits, runs, sound_verdict, verdicts
-from trainer.prepare.media import FRAME_SAMPLES, pictures, sound
+from trainer.prepare.media import FRAME_SAMPLES, pictures, sound, stated_frames
 from trainer.prepare.report import FileReport
 from trainer.prepare.sync import Sync, SyncLimits, check, expected_gap, shift
 
 F32 = NDArray[np.float32]
 OnFrame = Callable[[int], None]
+#: Fewer missing frames than this, or than this share, are a container's rounding.
+CUT_OFF_FRAMES, CUT_OFF_SHARE = 12, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,11 @@ def cut_video(
     """
     limits = limits or Limits()
     sightings = _scan(path, engine, on_frame)
-    report.seconds = round(len(sightings) / 25, 2)
+    missing = stated_frames(path) - len(sightings)
+    if missing < max(CUT_OFF_FRAMES, CUT_OFF_SHARE * len(sightings)):
+        missing = 0
+    report.drop("not to be decoded: the file is damaged or cut off", missing)
+    report.seconds = round((len(sightings) + missing) / 25, 2)
     signal = sound(path) if listen else np.zeros(0, np.float32)
     reasons = verdicts(sightings, limits)
     for reason in reasons:

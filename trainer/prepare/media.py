@@ -62,6 +62,20 @@ def pictures(path: Path) -> Iterator[Pixels]:
         raise MediaError(f"{path.name} cannot be read as a video.") from error
 
 
+def stated_frames(path: Path) -> int:
+    """How many pictures at 25 frames a second a file says that it has; 0: it does not say."""
+    try:
+        with av.open(str(path)) as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None:
+                return 0
+            if stream.duration is not None and stream.time_base is not None:
+                return round(float(stream.duration * stream.time_base) * FPS)
+            return round((container.duration or 0) / av.time_base * FPS)
+    except (OSError, av.FFmpegError):
+        return 0
+
+
 def _start_s(container: av.container.InputContainer) -> float:
     """Earliest presentation time of all sound and picture streams, in seconds."""
     starts = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trainer.recipes.config import Recipe
-from trainer.recipes.live import live
+from trainer.recipes.live import live, live_last
 from trainer.recipes.paper import paper, paper_small
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "live": live, "paper": paper, "paper-small": paper_small,
+    "live": live, "live-last": live_last, "paper": paper, "paper-small": paper_small,
 }  # fmt: skip
 
 

@@ -61,7 +61,10 @@ class PictureWeights:
     labels: float = 0.0
     """Codes of the motion encoder against the labels (named codes only)."""
     pixels: float = 0.0
-    """Blend, its drawn part and the mask of the warping generator."""
+    """Blend of the warping generator, and its drawn part alone."""
+    mask: float = 0.02
+    """The price of painting where the warp would do, as a share of `pixels`: L1 does not mind
+    skin that is half blurred, a viewer does."""
     landmarks: float = 0.0
     residual: float = 0.0
     warp: float = 0.0

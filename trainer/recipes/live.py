@@ -6,6 +6,8 @@ On a GPU raise the batches and set the windows to 0.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from models.config import live_config
 from trainer.recipes.config import (
     Augment,
@@ -20,13 +22,25 @@ from trainer.recipes.config import (
 )
 
 
+def live_last() -> Recipe:
+    """The end of stage 3 once more at a quarter of its rate, from weights that are nearly right."""
+    recipe = live()
+    spec = recipe.stage3
+    optim = replace(spec.optim, lr=spec.optim.lr / 4, warm_up=20)
+    stage3 = replace(
+        spec, steps=450, optim=optim, judge_lr=spec.judge_lr / 4, adversarial_after=100,
+        average=0.99,
+    )  # fmt: skip
+    return replace(recipe, name="live-last", stage3=stage3)
+
+
 def live() -> Recipe:
     """What ships."""
     picture = Optim(lr=4e-4, betas=(0.5, 0.99), weight_decay=0.0, fall="cosine", clip=2.0)
     heads = Optim(lr=5e-4, betas=(0.9, 0.99), fall="cosine")
     weights = PictureWeights(
         gan=0.02, fm=0.1, perceptual=0.05, mot=0.02, labels=0.0,
-        pixels=1.0, landmarks=40.0, residual=2.0, warp=1.0, flow=10.0,
+        pixels=1.0, mask=0.2, landmarks=40.0, residual=2.0, warp=1.0, flow=10.0,
     )  # fmt: skip
     similarity = (0.08, 0.06, 0.03)
     return Recipe(
@@ -54,7 +68,7 @@ def live() -> Recipe:
             steps=3000, batch=4, driving=3, window="trailing", read=(0.3, 0.3, 0.3, 0.5),
             optim=picture, judge_lr=2e-4,
             weights=PictureWeights(
-                gan=0.02, fm=0.1, perceptual=0.05, labels=1.0, pixels=1.0, landmarks=40.0,
+                gan=0.02, fm=0.1, perceptual=0.05, labels=1.0, pixels=1.0, mask=0.2, landmarks=40.0,
                 residual=2.0, warp=1.0, flow=10.0, mot=0.0, decor=0.2, con_lip=0.02, con_gaze=0.1,
                 con_mot=0.02,
             ),

@@ -146,7 +146,7 @@ def _paint_window(
         half = [(x[:, :, cut, cut] + 1) / 2 for x in (blend, rgb)]
         terms["blend"] = w.pixels * picture_difference(half[0], true, weight)
         terms["rgb"] = 0.4 * w.pixels * picture_difference(half[1], true, weight)
-        terms["mask"] = 0.02 * w.pixels * ((1 - mask[:, :, cut, cut]) * (weight < 1.5)).mean()
+        terms["mask"] = w.mask * w.pixels * ((1 - mask[:, :, cut, cut]) * (weight < 1.5)).mean()
     return Drawn(picture, target, shown, inner, terms)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer.loader import Make, batches
+from trainer.loop import check_time
 from trainer.stages import parallel
 
 Batch = dict[str, Tensor]
@@ -72,10 +73,6 @@ class Average:
         self.count = int(state["count"])
         for key, value in state["values"].items():
             self.values[key].copy_(value)
-
-
-class OutOfTime(Exception):  # noqa: N818 - no error: the run goes on when it is called again
-    """The wall-clock limit came; everything is saved."""
 
 
 class Run:
@@ -167,7 +164,7 @@ class Run:
                     self.save()
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     self.save()
-                    raise OutOfTime(f"stage {self.name} stands at step {self.step} of {steps}")
+                    check_time(self.deadline, f"stage {self.name}", self.step, steps)
         finally:
             stream.close()  # type: ignore[attr-defined] # a generator: its threads end here
             if self._bar is not None:

@@ -57,7 +57,7 @@ def train(recipe: Recipe, system: System, data: Data, run: Run, critics: Critics
     system.judge.requires_grad_(True)
     judging = adam(list(system.judge.parameters()), spec.optim, spec.judge_lr)
     system.judge.requires_grad_(False)
-    average = Average({"generator": system.generator}, spec.average)
+    average = Average({"generator": system.generator, "motion.heads.exp": head}, spec.average)
     banks = [MemoryBank(spec.bank, 512).to(run.device) for _ in range(2)]
     run.track(system=system, optimiser=optimiser, judging=judging, average=average,
               expression_bank=banks[0], audio_bank=banks[1])  # fmt: skip

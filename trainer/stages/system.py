@@ -21,9 +21,9 @@ from models.networks.paper import appearance as paper_appearance
 from models.networks.paper import audio as paper_audio
 from models.networks.paper import generator as paper_generator
 from models.networks.paper import motion as paper_motion
-from trainer.gains import amplify_pitch
+from trainer.gains import amplify_reading
 from trainer.recipes.config import Recipe
-from trainer.synthesis.teeth import teeth_picture
+from trainer.synthesis.inside import mouth_pictures
 
 AnyMotion = MotionEncoder | paper_motion.MotionEncoder
 AnyAudio = AudioEncoder | paper_audio.AudioEncoder
@@ -69,7 +69,7 @@ class System(nn.Module):
         """Give geometry, teeth and landmark head what the data knows."""
         if isinstance(self.generator, Generator):
             self.generator.geometry.load_face_model(face)
-            self.generator.teeth.picture.copy_(teeth_picture())
+            self.generator.mouth.picture.copy_(mouth_pictures())
         self.motion.mean_landmarks.copy_(landmarks_K2)
 
     def networks(self) -> Networks:
@@ -144,7 +144,8 @@ def _exported(folder: Path | None) -> dict[str, dict[str, Any]]:
             encoder.lip.bias.div_(gain)
     reader = networks.motion.net
     if isinstance(reader, MotionEncoder):
-        amplify_pitch(reader, 1 / float(checkpoint.manifest.get("pitch_gain", 1.0)))
+        gains = checkpoint.manifest.get("reading_gain", {})
+        amplify_reading(reader, {name: 1 / gain for name, gain in gains.items()})
     return {name: exported.net.state_dict() for name, exported in networks.named()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +37,8 @@ class Options:
     steps: int = 0
     batch: int = 0
     device: str = "auto"
-    minutes: float = 0.0
+    deadline: float | None = None
+    """When to save and stop, on the monotonic clock; None: never."""
     voices: Path | None = None
     show: bool = True
     torch_threads: int = 0
@@ -49,12 +49,11 @@ def train(recipe: Recipe, cache: Path, folder: Path, options: Options) -> System
 
     Raises:
         StageError: an unknown stage, or data that a stage needs is missing.
-        trainer.stages.run.OutOfTime: the limit came; call again to go on.
+        trainer.loop.OutOfTime: the limit came; call again to go on.
     """
     for stage in options.stages:
         if stage not in STAGES:
             raise StageError(f"there is no stage {stage!r}; choose from {', '.join(STAGES)}")
-    deadline = time.monotonic() + options.minutes * 60 if options.minutes else None
     device = parallel.start(options.device)
     if options.torch_threads:
         torch.set_num_threads(options.torch_threads)
@@ -69,7 +68,7 @@ def train(recipe: Recipe, cache: Path, folder: Path, options: Options) -> System
     for stage in options.stages:
         begin(system, stage, folder, options.start if stage == options.stages[0] else ())
         system.to(device)
-        run_stage(stage, recipe, system, data, folder, critics, options, device, deadline)
+        run_stage(stage, recipe, system, data, folder, critics, options, device)
         system.to("cpu")
     return system
 
@@ -110,7 +109,7 @@ def begin(system: System, stage: str, folder: Path, start: Sequence[str]) -> Non
 
 def run_stage(
     stage: str, recipe: Recipe, system: System, data: Data, folder: Path, critics: Critics,
-    options: Options, device: torch.device, deadline: float | None = None,
+    options: Options, device: torch.device,
 ) -> None:  # fmt: skip
     """One stage to its end."""
     recipe = overridden(recipe, stage, options)
@@ -118,8 +117,8 @@ def run_stage(
     run = Run(
         folder, stage, device=device, precision=recipe.precision, seed=recipe.seed,
         save_every=recipe.save_every, picture_every=recipe.picture_every,
-        log_every=recipe.log_every, threads=recipe.threads, deadline=deadline, show=options.show,
-        repeat=recipe.repeat,
+        log_every=recipe.log_every, threads=recipe.threads, deadline=options.deadline,
+        show=options.show, repeat=recipe.repeat,
     )  # fmt: skip
     run.about = {"recipe": recipe.name, "config": recipe.model.to_json()}
     if stage == "1":

@@ -23,12 +23,16 @@ def main(
     apart_from: Annotated[
         Path | None, typer.Option(help="A cache whose held-out people must stay unseen.")
     ] = None,
+    unseen_of: Annotated[
+        Path | None, typer.Option(help="Only people whom that cache holds out, to measure on.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Stop after this time.")] = float("inf"),
 ) -> None:
     """Fit stills of a pack and write them in motion, with exact labels."""
     order = Order(
         identities, frames, seed, stride, WIDE if wide else PLAIN,
-        FrameCache(apart_from).unseen() if apart_from else (), minutes,
+        FrameCache(apart_from).unseen() if apart_from else (),
+        FrameCache(unseen_of).unseen() if unseen_of else (), minutes,
     )  # fmt: skip
     dropped = write(Studio.open(pack), out, order)
     print("left out:", ", ".join(f"{n} {why}" for why, n in dropped.most_common()) or "none")

@@ -84,7 +84,8 @@ def light_of(source: F32, landmarks: F64) -> F64:
     return np.asarray(base * wanted / base.mean())
 
 
-def _smooth(x: NDArray[np.floating], low: float, high: float) -> F64:
+def smooth_step(x: NDArray[np.floating], low: float, high: float) -> F64:
+    """0 up to `low`, 1 from `high` on, without a corner between."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return np.asarray(t * t * (3 - 2 * t))
 
@@ -123,8 +124,8 @@ def teeth_texture(
             neck = tall * (1 - 0.16 * d**2 - 0.10 * np.abs(d) ** 6)
             # A crown: round across, greyish and clear at the tip, warmer to the neck.
             bulge = 1 - (0.13 + crooked * 0.1) * np.abs(d) ** 2.5
-            tip = 1 - _smooth(v - edge, 0.0, 0.22)
-            warm = _smooth(v, 0.35 * tall, tall)[..., None] * np.array([0.0, 0.025, 0.07])
+            tip = 1 - smooth_step(v - edge, 0.0, 0.22)
+            warm = smooth_step(v, 0.35 * tall, tall)[..., None] * np.array([0.0, 0.025, 0.07])
             crown = tooth_rgb * rng.normal(1, 0.015 + 0.03 * crooked) - warm
             crown = crown * bulge[..., None] * (1 - tip[..., None] * np.array([0.13, 0.10, 0.07]))
             shine = np.exp(-(((d + 0.25) / 0.3) ** 2) - ((v - 0.45 * tall) / 0.2) ** 2)
@@ -133,11 +134,11 @@ def teeth_texture(
             seam = 1 - gap_dark * np.exp(-((border / (gap_cm + 0.01)) ** 2)) * (v < neck)
             crown = crown * seam[..., None] + (1 - seam[..., None]) * 0.12 * _FLESH
             flesh = gum * (1 - 0.25 * np.exp(-(((v - neck) / 0.06) ** 2)))[..., None]
-            flesh = flesh * (1 - 0.25 * _smooth(v, neck.max(), TALL_CM))[..., None]
-            top = _smooth(v - neck, -0.03, 0.03)[..., None]
+            flesh = flesh * (1 - 0.25 * smooth_step(v, neck.max(), TALL_CM))[..., None]
+            top = smooth_step(v - neck, -0.03, 0.03)[..., None]
             # Between the tips of two teeth one sees the dark.
             notch = 0.05 * np.exp(-((border / 0.05) ** 2))
-            opaque = _smooth(v - edge - notch, -0.02, 0.03)
+            opaque = smooth_step(v - edge - notch, -0.02, 0.03)
             colour[mine] = ((1 - top) * crown + top * flesh)[mine]
             alpha[mine] = opaque[mine]
     out = np.concatenate([np.clip(colour, 0, 1.05) * white, alpha[..., None]], 2)
@@ -146,7 +147,7 @@ def teeth_texture(
 
 def depth_light(z: F64) -> F64:
     """How much light reaches teeth at depth z (cm, negative to the back)."""
-    return np.asarray(1 - 0.82 * _smooth(-z, 0.15, 3.0) ** 0.8)
+    return np.asarray(1 - 0.82 * smooth_step(-z, 0.15, 3.0) ** 0.8)
 
 
 def _grid(rows: int, columns: int) -> I32:
@@ -196,7 +197,7 @@ def _tongue(rng: np.random.Generator, front: F64, white: F64, size: float) -> Ba
     y = lift - 0.7 + 1.0 * rise - flat * side**2 - 0.12 * np.exp(-((side / 0.12) ** 2))
     z = -0.55 - 3.4 * back + 0.35 * (1 - side**2) * (1 - back)
     points = np.stack([x, y, z], -1).reshape(-1, 3) * size + front
-    light = (0.9 - 0.6 * _smooth(back, 0.0, 0.85)) * (1 - 0.25 * side**2)
+    light = (0.9 - 0.6 * smooth_step(back, 0.0, 0.85)) * (1 - 0.25 * side**2)
     tint = _TONGUE * rng.uniform([0.92, 0.88, 0.88], [1.06, 1.1, 1.1])
     texture = np.ones((16, 16, 4), np.float32)
     texture[..., :3] = tint * white * np.exp(rng.normal(0, 0.03, (16, 16, 1)))

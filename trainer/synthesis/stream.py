@@ -170,8 +170,8 @@ class _Shard:
 class Order:
     """What to write: up to `identities` people, `frames` of each, every `stride`-th of 25 fps.
 
-    `without` names people (file names of stills without ending) who must stay unseen; `minutes`
-    ends the work early, with whole people.
+    `without` names people (file names of stills without ending) who must stay unseen, `only` the
+    only ones to take (empty: all); `minutes` ends the work early, with whole people.
     """
 
     identities: int
@@ -180,6 +180,7 @@ class Order:
     stride: int = 3
     ranges: Ranges = PLAIN
     without: Collection[str] = ()
+    only: Collection[str] = ()
     minutes: float = float("inf")
 
 
@@ -192,7 +193,10 @@ def write(studio: Studio, out: Path, order: Order) -> Counter[str]:
     """
     names = [Path(str(name)).stem for name in studio.stills["still"]]
     rows = np.random.default_rng(order.seed).permutation(len(names)).tolist()
-    kept = [row for row in rows if names[row] not in order.without]
+    kept = [
+        row for row in rows
+        if names[row] not in order.without and (not order.only or names[row] in order.only)
+    ]  # fmt: skip
     dropped: Counter[str] = Counter({"held out": len(rows) - len(kept)})
     shard = _Shard(out)
     people = actors(studio.root, studio.stills, studio.rig, kept, Limits(), dropped)

@@ -1,7 +1,7 @@
-"""The generator's own teeth (`models.networks.teeth`): one tidy set of rows, seen from the front.
+"""The generator's own mouth (`models.networks.mouth`): teeth, tongue and dark, from the front.
 
-Drawn once by `synthesis.mouth`, whose arches are bent away here into a flat picture: what
-stands further back is darker and narrower.
+Teeth are drawn once by `synthesis.mouth`, whose arches are bent away here into a flat picture:
+what stands further back is darker and narrower.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.networks.teeth import ASPECT, COLUMNS, ROWS
+from models.networks.mouth import ASPECT, COLUMNS, PICTURES, ROWS
 from trainer.synthesis.mouth import (
     ARCHES,
     F32,
@@ -22,6 +22,7 @@ from trainer.synthesis.mouth import (
     TIP_CM,
     UPPER,
     depth_light,
+    smooth_step,
     teeth_texture,
 )
 
@@ -30,15 +31,34 @@ _HALF_CM = 2.6
 #: How far below the line of the closed lips the tips stand.
 _TIPS_CM = {"upper": 0.42, "lower": 0.24}
 _TOOTH = np.array([0.98, 0.95, 0.90]) * 0.93
+#: How far below that line the middle of the tongue's back is, for a jaw that is up.
+_TONGUE_CM = -0.45
+_TONGUE, _DARK = np.array([0.47, 0.22, 0.21]), np.array([0.13, 0.06, 0.055])
 _SEED = 5
 #: Texels of the picture that are drawn for each that is kept.
 _FINE = 2
 
 
-def teeth_picture() -> Tensor:
-    """(2, 4, ROWS, COLUMNS) float32 in [0, 1]: upper and lower row, premultiplied RGB and alpha."""
-    rows = [_row("upper", _TOOTH), _row("lower", _TOOTH * 0.93)]
-    return torch.from_numpy(np.stack(rows).transpose(0, 3, 1, 2).astype(np.float32).copy())
+def mouth_pictures() -> Tensor:
+    """(3, 4, ROWS, COLUMNS) float32 in [0, 1]: premultiplied RGB and alpha of each picture."""
+    drawn = {
+        "upper": _row("upper", _TOOTH), "lower": _row("lower", _TOOTH * 0.93), "behind": _behind()
+    }  # fmt: skip
+    stack = np.stack([drawn[name] for name in PICTURES])
+    return torch.from_numpy(stack.transpose(0, 3, 1, 2).astype(np.float32).copy())
+
+
+def _behind() -> F32:
+    """A tongue that rises out of the dark behind the lower teeth; opaque everywhere."""
+    x, down = np.meshgrid(_axis(COLUMNS) * _HALF_CM, _axis(ROWS) * ASPECT * _HALF_CM)
+    # How far below the tongue's back, which bends down to the sides and is grooved.
+    below = down - _TONGUE_CM - 0.30 * x**2 - 0.07 * np.exp(-((x / 0.22) ** 2))
+    share = smooth_step(below, -0.3, 0.5)[..., None]
+    # The throat swallows the light, a little is left towards the cheeks' flesh.
+    lit = 0.35 + 0.65 * smooth_step(below, -0.1, 0.9)[..., None]
+    rgb = _DARK + share * (_TONGUE * lit - _DARK)
+    rgb = np.concatenate([rgb, np.ones_like(share)], 2).astype(np.float32)
+    return np.asarray(cv2.resize(rgb, (COLUMNS, ROWS), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _row(kind: str, tooth: F64) -> F32:

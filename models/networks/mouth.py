@@ -1,10 +1,10 @@
-"""What lies behind the lips: two rows of teeth that are fixed to the bones.
+"""What lies behind the lips: two rows of teeth, a tongue and the dark, fixed to the bones.
 
-A network that paints a mouth's inside from the lips alone must guess where teeth are and
-answers with their mean, a grey smear or a dark hole. But upper teeth never move in the head and
-lower ones move with the jaw. So two pictures of teeth, the same for everybody, lie in the head
-frame behind the lips, turn with the head, and are seen through the mouth's opening, in the
-light that the portrait's eyes and cheeks are seen in. The decoder paints what is behind them.
+A network that paints a mouth's inside from the lips alone must guess where teeth and tongue are
+and answers with their mean, a grey or reddish smear. But upper teeth never move in the head and
+lower ones and the tongue's bed move with the jaw. So three pictures, the same for everybody, lie
+in the head frame behind the lips, turn with the head, and are seen through the mouth's opening,
+in the light that the portrait's eyes and cheeks are seen in. The decoder paints only the rim.
 A portrait whose mouth is open keeps what it shows itself.
 """
 
@@ -18,20 +18,22 @@ from models.codes import FACTOR_SLICES
 from models.face import GROUPS
 from models.networks.openings import CURVE_WIDTH, curve, iris, lip_rows
 
-#: Both pictures, upper and lower row: premultiplied RGB under a white light, and alpha.
+#: The pictures, upper teeth, lower teeth and what is behind them: premultiplied RGB under a white
+#: light, and alpha; the last one is opaque and goes on beyond its border.
+PICTURES = ("upper", "lower", "behind")
 ROWS, COLUMNS = 48, 128
 #: A picture is as wide as the mouth at rest; its height against that.
 ASPECT = 0.7
-#: Teeth stand behind the lips by so many crop widths.
+#: All stands behind the lips by so many crop widths.
 DEPTH = 0.02
-#: Part of the frame in which a mouth can be: left, top, right, bottom; teeth fade at its rim.
+#: Part of the frame in which a mouth can be: left, top, right, bottom; it fades at the rim.
 WINDOW = (0.1875, 0.5, 0.8125, 0.9375)
 _RIM = 0.03
-#: Teeth grow opaque over so much, in crop widths.
+#: It grows opaque over so much, in crop widths.
 _EDGE = 0.005
 #: How far the upper lip's shadow reaches, in crop widths, and how dark it is.
 _SHADOW, _SHADE = 0.011, 0.42
-#: Mouths open by less than the first gap (crop widths) get teeth, by more than the second none.
+#: Mouths open by less than the first gap (crop widths) get an inside, by more than the second none.
 _SHUT, _SHOWN = 0.012, 0.02
 _INNER = GROUPS["lips_inner"].start
 #: Corners of the inner lips, and the landmarks around the middle of either lip.
@@ -45,8 +47,8 @@ _OVER_SKIN, _OVER_EYES, _LIGHT_RANGE = 1.04, 1.14, (0.3, 0.93)
 _BLACK = 0.02
 
 
-class Teeth(nn.Module):
-    """Both rows as they are seen, (B, 4, S, S): premultiplied colour under a white light, alpha."""
+class MouthInside(nn.Module):
+    """All as it is seen, (B, 4, S, S): premultiplied colour under a white light, alpha."""
 
     picture: Tensor
     grid: Tensor
@@ -66,8 +68,8 @@ class Teeth(nn.Module):
         y, x = torch.meshgrid(lines, columns, indexing="ij")
         inside = [(x - WINDOW[0]), (WINDOW[2] - x), (y - WINDOW[1]), (WINDOW[3] - y)]
         fade = torch.stack(inside).amin(0) / _RIM
-        # Saved with the weights: whoever trained them decides what teeth look like.
-        self.register_buffer("picture", torch.zeros(2, 4, ROWS, COLUMNS))
+        # Saved with the weights: whoever trained them decides what mouths look like.
+        self.register_buffer("picture", torch.zeros(len(PICTURES), 4, ROWS, COLUMNS))
         for name, value in (
             ("grid", torch.stack([x, y], -1).view(1, -1, 2)), ("fade", fade.clamp(0, 1)),
             ("columns", columns), ("lines", lines[:, None]),
@@ -93,22 +95,22 @@ class Teeth(nn.Module):
         determinant = plane[:, 0, 0] * plane[:, 1, 1] - plane[:, 0, 1] * plane[:, 1, 0]
         inverse = torch.stack([plane[:, 1, 1], -plane[:, 0, 1], -plane[:, 1, 0], plane[:, 0, 0]], 1)
         inverse = (inverse / determinant[:, None]).view(-1, 2, 2)
-        rows = []
-        for row, anchor in enumerate((middle, middle + jaw_B3)):
+        seen = self.picture.new_zeros(batch, 4, height, width)
+        lower = middle + jaw_B3
+        for number, anchor in enumerate((middle, lower, lower)):
             centre = torch.matmul(camera_B23, anchor[:, :, None])[:, :, 0] + shift_B2
             at = torch.matmul(self.grid - centre[:, None], inverse.transpose(1, 2)) / half
             # Rows of a picture run downwards, the head frame's y up.
             grid = torch.stack([at[..., 0], -at[..., 1] / ASPECT], -1)
-            picture = self.picture[row : row + 1].expand(batch, -1, -1, -1)
-            rows.append(
-                F.grid_sample(picture, grid.view(batch, height, width, 2), mode="bilinear",
-                              padding_mode="zeros", align_corners=False)
-            )  # fmt: skip
-        seen = rows[0] + rows[1] * (1 - rows[0][:, 3:])
+            picture = self.picture[number : number + 1].expand(batch, -1, -1, -1)
+            beyond = "border" if PICTURES[number] == "behind" else "zeros"
+            layer = F.grid_sample(picture, grid.view(batch, height, width, 2), mode="bilinear",
+                                  padding_mode=beyond, align_corners=False)  # fmt: skip
+            seen = seen + layer * (1 - seen[:, 3:])
         opening, shade = self._opening(driving_BK2)
         # A slice, because one number would have to be fetched from the card.
-        lower, upper = (source_BK2[:, rows[5:6], 1:] for rows in (self.lower, self.upper))
-        gap = lower - upper
+        low, high = (source_BK2[:, rows[5:6], 1:] for rows in (self.lower, self.upper))
+        gap = low - high
         opening = opening * self.fade * ((_SHOWN - gap) / (_SHOWN - _SHUT)).clamp(0, 1)
         lit = torch.cat([seen[:, :3] * shade[:, None], seen[:, 3:]], 1)
         return F.pad(lit * opening[:, None], self.border)
@@ -121,7 +123,7 @@ class Teeth(nn.Module):
         ends = lower[:, 0, 0, 0], lower[:, 0, -1, 0]
         first, last = torch.minimum(*ends)[:, None, None], torch.maximum(*ends)[:, None, None]
         x, y = self.columns, self.lines
-        # Not soft beyond the edges: teeth would shine through lips that touch.
+        # Not soft beyond the edges: it would shine through lips that touch.
         inside = torch.minimum(y - top, bottom - y) / _EDGE
         across = torch.minimum(x - first, last - x) / _EDGE
         inside = torch.minimum(inside, across).clamp(0, 1)
