@@ -33,8 +33,9 @@ FOLLOW_RADII = 1.7
 LIP_STRETCH, CORNER_STRETCH = 0.06, 0.03
 #: Eye curves have nine points; repeating the middle one pads them to the mouth's eleven.
 _NINE = (0, 1, 2, 3, 4, 4, 4, 5, 6, 7, 8)
-#: What `kept_by_warp` keeps, and the half axes in crop units of the ellipse that is the decoder's.
-KEPT, MOUTH_RADII = 0.85, (0.22, 0.20)
+#: What `kept_by_warp` keeps at the mouth and away from it, and the half axes in crop units of the
+#: ellipse around the mouth.
+KEPT_AT_MOUTH, KEPT, MOUTH_RADII = 0.6, 0.85, (0.22, 0.20)
 
 
 def _rows(start: int, count: int, upper: bool, picks: tuple[int, ...]) -> list[int]:
@@ -192,7 +193,7 @@ class LidWarp(nn.Module):
 
 
 def kept_by_warp(driving_BK2: Tensor, axis_S: Tensor) -> Tensor:
-    """(B, 1, S, S): how much of a pixel the warp keeps at least, 0 around the mouth.
+    """(B, 1, S, S): how much of a pixel the warp keeps at least, less around the mouth.
 
     What a turning head uncovers a decoder of this size paints blurred and in the colours of its
     training pictures, as a green rim of hair; the stretched warp is sharp and of this picture.
@@ -201,7 +202,7 @@ def kept_by_warp(driving_BK2: Tensor, axis_S: Tensor) -> Tensor:
     x = (axis_S[None, None, :] - mouth[..., 0]) / MOUTH_RADII[0]
     y = (axis_S[None, :, None] - mouth[..., 1]) / MOUTH_RADII[1]
     away = (2 * ((x * x + y * y + 1e-8).sqrt() - 1)).clamp(0, 1)
-    return KEPT * away[:, None]
+    return KEPT_AT_MOUTH + (KEPT - KEPT_AT_MOUTH) * away[:, None]
 
 
 class LipWarp(nn.Module):
