@@ -31,6 +31,8 @@ FIGURES: dict[str, bool] = {
 }
 #: A change by more than this share of the older figure is pointed out.
 NOTABLE = 0.03
+#: As many evaluations fit beside each other on 80 columns.
+SHOWN = 3
 
 
 def record(result: dict[str, Any], folder: Path = FOLDER) -> Path:
@@ -108,9 +110,9 @@ def previous(entries: list[dict[str, Any]], entry: dict[str, Any]) -> dict[str, 
 def table(folder: Path = FOLDER) -> Table:
     """The history for a person; worse figures are marked."""
     entries = read_index(folder)
-    out = Table(title="Evaluations, oldest first", title_justify="left")
-    out.add_column("figure (median)")
-    for entry in entries:
+    out = Table(title=f"The last evaluations of {len(entries)}, oldest first", title_justify="left")
+    out.add_column("figure (median)", no_wrap=True)
+    for entry in entries[-SHOWN:]:
         note = entry["suite"] + ("" if entry["independent"] else ", own measure")
         out.add_column(f"{entry['when'][:10]}\n{entry['checkpoint']}\n{note}", justify="right")
     worse = []
@@ -119,7 +121,7 @@ def table(folder: Path = FOLDER) -> Table:
         worse.append(set(regressions(before, entry)) if before else set())
     for name in FIGURES:
         cells = []
-        for entry, bad in zip(entries, worse, strict=True):
+        for entry, bad in list(zip(entries, worse, strict=True))[-SHOWN:]:
             value = entry["figures"].get(name)
             text = "-" if value is None else f"{value:.3f}"
             cells.append(f"[red]{text} worse[/red]" if name in bad else text)
