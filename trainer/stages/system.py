@@ -144,7 +144,9 @@ def _exported(folder: Path | None) -> dict[str, dict[str, Any]]:
             encoder.lip.bias.div_(gain)
     reader = networks.motion.net
     if isinstance(reader, MotionEncoder):
-        gains = checkpoint.manifest.get("reading_gain", {})
+        # Earlier exports knew one gain only.
+        old = {"pitch": float(checkpoint.manifest.get("pitch_gain", 1.0))}
+        gains = checkpoint.manifest.get("reading_gain", old)
         amplify_reading(reader, {name: 1 / gain for name, gain in gains.items()})
     return {name: exported.net.state_dict() for name, exported in networks.named()}
 
